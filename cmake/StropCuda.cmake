@@ -1,0 +1,26 @@
+# Decides STROP_WITH_CUDA from STROP_CUDA and enables the language.
+
+set(STROP_WITH_CUDA OFF)
+if(STROP_CUDA STREQUAL "OFF")
+  return()
+endif()
+
+if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+  # Machine code for A100, H100/H200, B200 and RTX Blackwell, PTX of sm_90 for what comes later. The letter a opens
+  # instructions of one architecture alone (sm_90a: wgmma; sm_100a, sm_120a: block-scaled matrix products).
+  set(CMAKE_CUDA_ARCHITECTURES "80-real;90a-real;100a-real;120a-real;90-virtual"
+      CACHE STRING "CUDA architectures, as CMake's property of the same name")
+endif()
+
+include(CheckLanguage)
+if(STROP_CUDA STREQUAL "AUTO")
+  check_language(CUDA)
+  if(NOT CMAKE_CUDA_COMPILER)
+    message(STATUS "strop: no nvcc found, building the CPU backend alone")
+    return()
+  endif()
+endif()
+
+enable_language(CUDA)
+find_package(CUDAToolkit 12.8 REQUIRED)
+set(STROP_WITH_CUDA ON)
