@@ -1,0 +1,36 @@
+// Sums over a warp, part of one, and a block, always in the same order, so that results are bitwise repeatable.
+#pragma once
+
+#include <cstdint>
+
+namespace strop {
+
+inline constexpr unsigned kFullWarp = 0xffffffffu;
+
+// Sum over `width` neighbouring lanes (a power of two up to 32, lanes aligned to it); all of them get it, and all
+// lanes of the warp must call.
+template <class T>
+__device__ __forceinline__ T group_sum(T v, int width) {
+  for (int d = width / 2; d > 0; d /= 2) v += __shfl_xor_sync(kFullWarp, v, d);
+  return v;
+}
+
+template <class T>
+__device__ __forceinline__ T warp_sum(T v) {
+#pragma unroll
+  for (int d = 16; d > 0; d /= 2) v += __shfl_xor_sync(kFullWarp, v, d);
+  return v;
+}
+
+// Sum over the block (a multiple of 32 threads); every thread gets it. `scratch` is shared memory for 32 values.
+template <class T>
+__device__ __forceinline__ T block_sum(T v, T* scratch) {
+  v = warp_sum(v);
+  const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  __syncthreads();  // write after read: an earlier block_sum may still be reading the scratch
+  if (lane == 0) scratch[warp] = v;
+  __syncthreads();  // read after write: every warp's sum is there
+  return warp_sum(lane < blockDim.x / 32 ? scratch[lane] : T(0));
+}
+
+}  // namespace strop
