@@ -66,7 +66,7 @@ struct ReverseKlInputs {
 // loss: 0-dim float32. grad: d loss / d student_logits in its dtype and shape, any strides under which no two elements
 // share memory; it may be the very memory of student_logits (same strides), which is then overwritten. Null data for
 // the loss alone.
-Status reverse_kl(const ReverseKlInputs& inputs, const TensorView& loss, const TensorView& grad,
-                  const Execution& execution);
+Status reverse_kl_loss(const ReverseKlInputs& inputs, const TensorView& loss, const TensorView& grad,
+                       const Execution& execution);
 
 }  // namespace strop
