@@ -19,6 +19,13 @@ if(STROP_CUDA STREQUAL "AUTO")
     message(STATUS "strop: no nvcc found, building the CPU backend alone")
     return()
   endif()
+  # sm_100a and sm_120a need 12.8; a distribution's own nvcc may be older.
+  execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --version OUTPUT_VARIABLE strop_nvcc_says)
+  string(REGEX MATCH "release ([0-9.]+)" strop_nvcc_says "${strop_nvcc_says}")
+  if(CMAKE_MATCH_1 VERSION_LESS 12.8)
+    message(STATUS "strop: nvcc ${CMAKE_MATCH_1} is older than 12.8, building the CPU backend alone")
+    return()
+  endif()
 endif()
 
 enable_language(CUDA)

@@ -61,10 +61,10 @@ set_target_properties(
   _C
   PROPERTIES PREFIX ""
              SUFFIX ".abi3.so"
-             SKIP_BUILD_RPATH ON
+             BUILD_WITH_INSTALL_RPATH ON
              INSTALL_RPATH "$ORIGIN"
              LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/python/strop)
-target_link_options(_C PRIVATE -Wl,--exclude-libs,ALL -Wl,--gc-sections -Wl,-z,nodefs)
+target_link_options(_C PRIVATE -Wl,--exclude-libs,ALL -Wl,--gc-sections)
 install(TARGETS _C LIBRARY DESTINATION strop COMPONENT python)
 
 # A shared Highway travels beside the module, which finds it through $ORIGIN.

@@ -1,0 +1,69 @@
+# make demo and make test need Python >= 3.10, a C++20 compiler and make; everything else they get themselves, into
+# .venv and .local of this folder. With a recent nvcc on PATH the CUDA kernels are built too. `make help` lists more.
+
+PYTHON ?= python3
+JOBS ?= 2
+PRESET := $(shell $(PYTHON) tools/bootstrap preset)
+
+ROOT := $(CURDIR)
+VENV := $(ROOT)/.venv
+export PATH := $(VENV)/bin:$(PATH)
+export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
+export CTEST_PARALLEL_LEVEL := $(JOBS)
+export CCACHE_DIR ?= $(ROOT)/.cache/ccache
+export CCACHE_BASEDIR ?= $(ROOT)
+# torch.compile compiles against Python's headers: those of .local where the system has none.
+export CPATH := $(subst $() ,:,$(strip $(CPATH) $(wildcard .local/usr/include .local/usr/include/python3*)))
+
+# Everything that the Python module is built from; its Python files are used where they lie.
+SOURCES := CMakeLists.txt CMakePresets.json pyproject.toml \
+           $(shell find cmake include src bindings -type f -not -name '*_test.c[cu]' 2>/dev/null)
+INSTALLED := $(VENV)/strop-$(PRESET)
+
+.PHONY: help demo test check build bench gpu-check clean distclean
+.DEFAULT_GOAL := help
+
+help:  ## what there is to make
+	@echo "Kernels are built with the preset '$(PRESET)'."
+	@sed -n 's/^\([a-z-]*\):.*##/  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+
+demo: $(INSTALLED)  ## train a small transformer with the losses, on this CPU
+	$(VENV)/bin/python examples/demo/posttraining.py
+
+test: $(INSTALLED)  ## all tests; the last line is N passed, M failed
+	$(VENV)/bin/python tools/run_tests $(PRESET)
+
+check: $(VENV)/ready  ## lint: clang-format, ruff, the rules of the house
+	$(VENV)/bin/python tools/check
+
+build: $(INSTALLED)  ## the Python package into .venv, and the C++ tests
+
+bench: $(INSTALLED)  ## compare with PyTorch eager and torch.compile on this machine
+	$(VENV)/bin/python benchmarks/losses.py
+
+gpu-check: $(INSTALLED)  ## the suite on a CUDA device, then compute-sanitizer's four tools over it
+	$(VENV)/bin/python tools/gpu_check
+
+clean:  ## remove what was built
+	rm -rf build dist .pytest_cache .ruff_cache $(VENV)/strop-*
+
+distclean: clean  ## remove the virtual environment, unpacked packages and caches as well
+	rm -rf .venv .local .cache
+
+# ---- Steps ----------------------------------------------------------------------------------------------------------
+
+.local/ready: tools/bootstrap
+	@$(PYTHON) tools/bootstrap system
+
+$(VENV)/ready: tools/bootstrap tools/requirements.txt
+	@$(PYTHON) tools/bootstrap venv
+
+# One build tree holds the core, the C++ tests and the Python module, so that each CUDA file is compiled once.
+$(INSTALLED): .local/ready $(VENV)/ready $(SOURCES)
+	@echo "building strop into .venv with the preset $(PRESET)"
+	@rm -f $(VENV)/strop-*
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable . \
+	  --config-settings=build-dir=build/$(PRESET) \
+	  --config-settings=cmake.args=--preset=$(PRESET) \
+	  --config-settings=cmake.define.STROP_TESTS=ON
+	@touch $@
