@@ -1,0 +1,74 @@
+#include "execute.h"
+
+#include <torch/csrc/stable/c/shim.h>
+
+#include <memory>
+
+#if STROP_WITH_CUDA
+#include "base/device.h"
+#endif
+#include "strop/parallel.h"
+
+namespace strop::binding {
+namespace {
+
+void torch_parallel(std::int64_t n, void (*body)(std::int64_t, std::int64_t, void*), void* context) {
+  torch_parallel_for(0, n, 1, body, context);
+}
+
+int torch_threads() {
+  std::uint32_t n = 1;
+  torch_get_num_threads(&n);
+  return static_cast<int>(n);
+}
+
+struct alignas(64) HostWorkspace {
+  unsigned char bytes[kLossWorkspaceBytes];
+};
+
+}  // namespace
+
+void use_torch_threads() { set_parallel_for(&torch_parallel, &torch_threads); }
+
+Workspace::~Workspace() {
+  if (tensor_ != nullptr) aoti_torch_delete_tensor_object(static_cast<AtenTensorHandle>(tensor_));
+}
+
+Status Workspace::allocate(const TensorView& like, void** data) {
+  if (like.device == DeviceType::kCpu) {
+    // One a thread: a call on the CPU is done with it when it returns.
+    thread_local const std::unique_ptr<HostWorkspace> host(new HostWorkspace);
+    *data = host->bytes;
+    return {};
+  }
+  const std::int64_t size = static_cast<std::int64_t>(kLossWorkspaceBytes), stride = 1;
+  AtenTensorHandle tensor = nullptr;
+  if (aoti_torch_empty_strided(1, &size, &stride, aoti_torch_dtype_uint8(), aoti_torch_device_type_cuda(),
+                               like.device_index, &tensor) != AOTI_TORCH_SUCCESS) {
+    return Status(StatusCode::kRuntimeError, "PyTorch could not allocate " + std::to_string(size) +
+                                                 " bytes of workspace on cuda:" + std::to_string(like.device_index));
+  }
+  tensor_ = tensor;
+  aoti_torch_get_data_ptr(tensor, data);
+  return {};
+}
+
+Status execute(const TensorView& like, const std::function<Status(const Execution&)>& core) {
+  Execution execution;
+  Workspace workspace;
+#if STROP_WITH_CUDA
+  if (like.device == DeviceType::kCuda) {
+    const DeviceGuard guard(like.device_index);
+    if (!guard.status().ok()) return guard.status();
+    if (Status s = current_stream(like, &execution.stream); !s.ok()) return s;
+    if (Status s = workspace.allocate(like, &execution.workspace); !s.ok()) return s;
+    return core(execution);
+  }
+#endif
+  if (like.device == DeviceType::kCpu) {
+    if (Status s = workspace.allocate(like, &execution.workspace); !s.ok()) return s;
+  }
+  return core(execution);  // on any other device the core says which it takes
+}
+
+}  // namespace strop::binding

@@ -1,0 +1,35 @@
+// What both ways into the library share: a workspace, a stream and the right device around one call of the core.
+#pragma once
+
+#include <functional>
+
+#include "strop/losses.h"
+#include "strop/status.h"
+#include "strop/tensor_view.h"
+
+namespace strop::binding {
+
+// The stream on which PyTorch puts work for this device at present (module.cc, through DLPack's exchange API: no
+// symbol of a CUDA build of PyTorch is needed).
+Status current_stream(const TensorView& tensor, void** stream);
+
+// Lends PyTorch's thread pool to the CPU backend.
+void use_torch_threads();
+
+// A workspace for one call, from PyTorch's allocator on a GPU, so that stream order and graph capture hold for it.
+class Workspace {
+ public:
+  Workspace() = default;
+  ~Workspace();
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+  Status allocate(const TensorView& like, void** data);
+
+ private:
+  void* tensor_ = nullptr;  // AtenTensorHandle
+};
+
+// Calls core(execution) on `like`'s device.
+Status execute(const TensorView& like, const std::function<Status(const Execution&)>& core);
+
+}  // namespace strop::binding

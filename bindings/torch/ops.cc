@@ -1,0 +1,215 @@
+// torch.ops.strop: the same functions as operators, for torch.compile, export and autograd, through LibTorch's stable
+// ABI: one build serves every PyTorch from 2.11 on. Fake and autograd registrations are in python/strop/_ops.py.
+#include <torch/csrc/stable/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+#include "execute.h"
+
+// The Hub build loads beside the pip package in one process under a namespace of its own.
+#ifndef STROP_OPS_NAMESPACE
+#define STROP_OPS_NAMESPACE strop
+#endif
+
+namespace strop::binding {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+DType dtype_of(ScalarType t) {
+  switch (t) {
+    case ScalarType::Float:
+      return DType::kFloat32;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Double:
+      return DType::kFloat64;
+    case ScalarType::Bool:
+      return DType::kBool;
+    case ScalarType::Char:
+      return DType::kInt8;
+    case ScalarType::Byte:
+      return DType::kUInt8;
+    case ScalarType::Short:
+      return DType::kInt16;
+    case ScalarType::UInt16:
+      return DType::kUInt16;
+    case ScalarType::Int:
+      return DType::kInt32;
+    case ScalarType::UInt32:
+      return DType::kUInt32;
+    case ScalarType::Long:
+      return DType::kInt64;
+    case ScalarType::UInt64:
+      return DType::kUInt64;
+    default:
+      return DType::kOther;
+  }
+}
+
+// strop/losses.py turns the prefix back into the exception's type: the stable ABI carries only a message.
+void check(const Status& status) {
+  if (status.ok()) return;
+  const char* type = status.code() == StatusCode::kTypeError    ? "TypeError"
+                     : status.code() == StatusCode::kValueError ? "ValueError"
+                                                                : "RuntimeError";
+  throw std::runtime_error(std::string("strop ") + type + ": " + status.message());
+}
+
+TensorView view_of(const Tensor& t, const char* name) {
+  TensorView v;
+  if (t.dim() > kMaxRank) {
+    check(Status(StatusCode::kValueError, std::string(name) + ": expected at most " + std::to_string(kMaxRank) +
+                                              " dimensions, got " + std::to_string(t.dim())));
+  }
+  static char nothing;
+  v.data = t.numel() == 0 ? &nothing : t.data_ptr();
+  v.dtype = dtype_of(t.scalar_type());
+  v.device = t.is_cpu() ? DeviceType::kCpu : t.is_cuda() ? DeviceType::kCuda : DeviceType::kOther;
+  v.device_index = t.get_device_index() < 0 ? 0 : t.get_device_index();
+  v.rank = static_cast<std::int32_t>(t.dim());
+  for (int i = 0; i < v.rank; ++i) {
+    v.shape[i] = t.size(i);
+    v.strides[i] = t.stride(i);
+  }
+  return v;
+}
+
+// Row-major, like `like` but for the dtype; rank 0 for the loss.
+Tensor empty(const Tensor& like, int rank, std::int32_t dtype) {
+  std::int64_t shape[kMaxRank], strides[kMaxRank], stride = 1;
+  for (int i = rank - 1; i >= 0; --i) {
+    shape[i] = like.size(i);
+    strides[i] = stride;
+    stride *= shape[i];
+  }
+  std::int32_t device_type;
+  aoti_torch_get_device_type(like.get(), &device_type);
+  AtenTensorHandle out = nullptr;
+  if (aoti_torch_empty_strided(rank, shape, strides, dtype, device_type, like.get_device_index(), &out) !=
+      AOTI_TORCH_SUCCESS) {
+    throw std::runtime_error("strop RuntimeError: PyTorch could not allocate an output");
+  }
+  return Tensor(out);
+}
+
+Tensor empty_loss(const Tensor& like) { return empty(like, 0, aoti_torch_dtype_float32()); }
+
+Tensor empty_grad(const Tensor& like) {
+  std::int32_t dtype;
+  aoti_torch_get_dtype(like.get(), &dtype);
+  return empty(like, static_cast<int>(like.dim()), dtype);
+}
+
+using PolicyLoss = Status (*)(const PolicyLossInputs&, const PolicyLossOptions&, const TensorView&, const TensorView&,
+                              const Execution&);
+
+void run_policy_loss(PolicyLoss core, const Tensor& policy, const Tensor& old_policy, const std::optional<Tensor>& ref,
+                     const Tensor& advantages, const Tensor& mask, double beta, double eps,
+                     const std::optional<double>& eps_high, const Tensor& loss, const Tensor* grad) {
+  PolicyLossInputs in;
+  in.policy_logprobs = view_of(policy, "policy_logprobs");
+  in.old_policy_logprobs = view_of(old_policy, "old_policy_logprobs");
+  if (ref.has_value()) in.ref_logprobs = view_of(*ref, "ref_logprobs");
+  in.advantages = view_of(advantages, "advantages");
+  in.completions_mask = view_of(mask, "completions_mask");
+  const PolicyLossOptions options{beta, eps, eps_high};
+  const TensorView loss_view = view_of(loss, "loss"),
+                   grad_view = grad != nullptr ? view_of(*grad, "grad") : TensorView{};
+  check(execute(in.policy_logprobs, [&](const Execution& e) { return core(in, options, loss_view, grad_view, e); }));
+}
+
+template <PolicyLoss kCore>
+struct PolicyOps {
+  static Tensor fwd(const Tensor& policy, const Tensor& old_policy, const std::optional<Tensor>& ref,
+                    const Tensor& advantages, const Tensor& mask, double beta, double eps,
+                    std::optional<double> eps_high) {
+    Tensor loss = empty_loss(policy);
+    run_policy_loss(kCore, policy, old_policy, ref, advantages, mask, beta, eps, eps_high, loss, nullptr);
+    return loss;
+  }
+
+  static std::tuple<Tensor, Tensor> fused(const Tensor& policy, const Tensor& old_policy,
+                                          const std::optional<Tensor>& ref, const Tensor& advantages,
+                                          const Tensor& mask, double beta, double eps, std::optional<double> eps_high) {
+    Tensor loss = empty_loss(policy), grad = empty_grad(policy);
+    run_policy_loss(kCore, policy, old_policy, ref, advantages, mask, beta, eps, eps_high, loss, &grad);
+    return {loss, grad};
+  }
+};
+// GCC 12 does not instantiate what is named in TORCH_BOX alone.
+template struct PolicyOps<&grpo_loss>;
+template struct PolicyOps<&bnpo_loss>;
+
+void run_reverse_kl(const Tensor& student, const Tensor& teacher, const Tensor& mask, const Tensor& loss,
+                    const Tensor* grad) {
+  ReverseKlInputs in;
+  in.student_logits = view_of(student, "student_logits");
+  in.teacher_logits = view_of(teacher, "teacher_logits");
+  in.completions_mask = view_of(mask, "completions_mask");
+  const TensorView loss_view = view_of(loss, "loss"),
+                   grad_view = grad != nullptr ? view_of(*grad, "grad") : TensorView{};
+  check(execute(in.student_logits, [&](const Execution& e) { return reverse_kl_loss(in, loss_view, grad_view, e); }));
+}
+
+Tensor reverse_kl_fwd(const Tensor& student, const Tensor& teacher, const Tensor& mask) {
+  Tensor loss = empty_loss(student);
+  run_reverse_kl(student, teacher, mask, loss, nullptr);
+  return loss;
+}
+
+std::tuple<Tensor, Tensor> reverse_kl_fused(const Tensor& student, const Tensor& teacher, const Tensor& mask) {
+  Tensor loss = empty_loss(student), grad = empty_grad(student);
+  run_reverse_kl(student, teacher, mask, loss, &grad);
+  return {loss, grad};
+}
+
+Tensor reverse_kl_in_place(Tensor student, const Tensor& teacher, const Tensor& mask) {
+  Tensor loss = empty_loss(student);
+  run_reverse_kl(student, teacher, mask, loss, &student);
+  return loss;
+}
+
+#define STROP_POLICY_ARGS                                                                          \
+  "(Tensor policy_logprobs, Tensor old_policy_logprobs, Tensor? ref_logprobs, Tensor advantages, " \
+  "Tensor completions_mask, float beta=0.1, float eps=0.2, float? eps_high=None) -> "
+#define STROP_KL_ARGS "Tensor teacher_logits, Tensor completions_mask) -> "
+
+template <class Library>
+void implement(Library& m) {
+  m.impl("grpo_loss_fwd", TORCH_BOX(&PolicyOps<&grpo_loss>::fwd));
+  m.impl("grpo_loss", TORCH_BOX(&PolicyOps<&grpo_loss>::fused));
+  m.impl("bnpo_loss_fwd", TORCH_BOX(&PolicyOps<&bnpo_loss>::fwd));
+  m.impl("bnpo_loss", TORCH_BOX(&PolicyOps<&bnpo_loss>::fused));
+  m.impl("reverse_kl_fwd", TORCH_BOX(&reverse_kl_fwd));
+  m.impl("reverse_kl", TORCH_BOX(&reverse_kl_fused));
+  m.impl("reverse_kl_", TORCH_BOX(&reverse_kl_in_place));
+}
+
+}  // namespace
+}  // namespace strop::binding
+
+#define STROP_LIBRARY(ns, m) STABLE_TORCH_LIBRARY(ns, m)
+#define STROP_LIBRARY_IMPL(ns, k, m) STABLE_TORCH_LIBRARY_IMPL(ns, k, m)
+
+STROP_LIBRARY(STROP_OPS_NAMESPACE, m) {
+  m.def("grpo_loss_fwd" STROP_POLICY_ARGS "Tensor");
+  m.def("grpo_loss" STROP_POLICY_ARGS "(Tensor loss, Tensor grad)");
+  m.def("bnpo_loss_fwd" STROP_POLICY_ARGS "Tensor");
+  m.def("bnpo_loss" STROP_POLICY_ARGS "(Tensor loss, Tensor grad)");
+  m.def("reverse_kl_fwd(Tensor student_logits, " STROP_KL_ARGS "Tensor");
+  m.def("reverse_kl(Tensor student_logits, " STROP_KL_ARGS "(Tensor loss, Tensor grad)");
+  m.def("reverse_kl_(Tensor(a!) student_logits, " STROP_KL_ARGS "Tensor");
+}
+
+STROP_LIBRARY_IMPL(STROP_OPS_NAMESPACE, CPU, m) { strop::binding::implement(m); }
+STROP_LIBRARY_IMPL(STROP_OPS_NAMESPACE, CUDA, m) { strop::binding::implement(m); }

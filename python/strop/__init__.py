@@ -1,0 +1,34 @@
+"""strop: fused kernels that make PyTorch transformers train and run faster.
+
+Post-training losses, each as the loss alone (``*_fwd``), loss and gradient in one launch, and differentiable
+(``*_autograd``): :func:`grpo_loss`, :func:`bnpo_loss`, :func:`reverse_kl`. They take CPU and CUDA tensors alike.
+:func:`doctor` says what was built, what was found and which path each operation will take.
+"""
+
+from strop._doctor import doctor
+from strop._C import VERSION as __version__
+from strop.losses import (
+    bnpo_loss,
+    bnpo_loss_autograd,
+    bnpo_loss_fwd,
+    grpo_loss,
+    grpo_loss_autograd,
+    grpo_loss_fwd,
+    reverse_kl,
+    reverse_kl_autograd,
+    reverse_kl_fwd,
+)
+
+__all__ = [
+    "__version__",
+    "bnpo_loss",
+    "bnpo_loss_autograd",
+    "bnpo_loss_fwd",
+    "doctor",
+    "grpo_loss",
+    "grpo_loss_autograd",
+    "grpo_loss_fwd",
+    "reverse_kl",
+    "reverse_kl_autograd",
+    "reverse_kl_fwd",
+]
