@@ -16,6 +16,11 @@ __device__ __forceinline__ std::uint32_t load_once_u32(const void* p) {
   asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p));
   return v;
 }
+__device__ __forceinline__ uint2 load_once_u64(const void* p) {  // 8-byte aligned
+  uint2 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+  return v;
+}
 __device__ __forceinline__ uint4 load_once_u128(const void* p) {  // 16-byte aligned
   uint4 v;
   asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -24,17 +29,15 @@ __device__ __forceinline__ uint4 load_once_u128(const void* p) {  // 16-byte ali
   return v;
 }
 
-// ld.global.cg: from L2, past this multiprocessor's L1, for what other blocks wrote in this launch.
-__device__ __forceinline__ float load_l2_f32(const float* p) { return __ldcg(p); }
-__device__ __forceinline__ float4 load_l2_f32x4(const float4* p) { return __ldcg(p); }
-__device__ __forceinline__ std::uint32_t load_l2_u32(const std::uint32_t* p) { return __ldcg(p); }
-
 // st.global.cs: evict first, for what this kernel does not read again.
 __device__ __forceinline__ void store_streaming_u16(void* p, std::uint32_t v) {
   asm volatile("st.global.cs.u16 [%0], %1;" ::"l"(p), "h"(static_cast<std::uint16_t>(v)) : "memory");
 }
 __device__ __forceinline__ void store_streaming_u32(void* p, std::uint32_t v) {
   asm volatile("st.global.cs.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+__device__ __forceinline__ void store_streaming_u64(void* p, uint2 v) {  // 8-byte aligned
+  asm volatile("st.global.cs.v2.u32 [%0], {%1, %2};" ::"l"(p), "r"(v.x), "r"(v.y) : "memory");
 }
 __device__ __forceinline__ void store_streaming_u128(void* p, uint4 v) {  // 16-byte aligned
   asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)

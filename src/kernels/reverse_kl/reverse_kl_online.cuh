@@ -1,0 +1,98 @@
+// One pass over a row's logits: running maxima, sums of exponentials and the sum that the divergence needs, mergeable
+// in any grouping.
+//
+// With x' = x log2(e) - shift_x, shift_x the running maximum in the same unit, and y' likewise, a State holds
+//   sx = sum 2^x',  sy = sum 2^y',  t = sum 2^x' (x' - y')
+// from which, in base 2, kl = t / sx - log2 sx + log2 sy, and the gradient of logit v is p (x' - y' - t / sx): the
+// logarithms cancel. A move of shift_x by d = old - new turns t into 2^d (t + sx d), one of shift_y into t - sx d.
+// The same recurrence for a softmax alone: Milakov and Gimelshein 2018, arXiv:1805.02867.
+#pragma once
+
+#include <cmath>
+
+#include "base/ptx/cluster.cuh"
+#include "base/ptx/math.cuh"
+#include "base/reduce.cuh"
+
+namespace strop::reverse_kl {
+
+inline constexpr float kLog2E = 1.44269504f;
+inline constexpr float kLn2 = 0.693147181f;
+
+// Where nothing finite was seen the shift is 0, so that -inf stays -inf and its exponential 0.
+__device__ __forceinline__ float shift_of(float max) { return max == -INFINITY ? 0.f : max * kLog2E; }
+
+struct State {
+  float xmax = -INFINITY, sx = 0, t = 0;
+  float ymax = -INFINITY, sy = 0;
+};
+
+// 2^d s, and 0 where either is: not NaN where d is inf, or s is inf and 2^d underflows.
+__device__ __forceinline__ float rescaled(float s, float d) {
+  const float scale = ptx::exp2_approx(d);
+  return s == 0.f || scale == 0.f ? 0.f : scale * s;
+}
+
+// Moves the maximum of x, which may only grow.
+__device__ __forceinline__ void raise_x(State& s, float max) {
+  const float d = shift_of(s.xmax) - shift_of(max);
+  s.t = rescaled(s.sx == 0.f ? 0.f : s.t + s.sx * d, d);
+  s.sx = rescaled(s.sx, d);
+  s.xmax = max;
+}
+__device__ __forceinline__ void raise_y(State& s, float max) {
+  const float d = shift_of(s.ymax) - shift_of(max);
+  if (s.sx != 0.f) s.t -= s.sx * d;
+  s.sy = rescaled(s.sy, d);
+  s.ymax = max;
+}
+
+// Adds kN logits of each.
+template <int kN>
+__device__ __forceinline__ void add(State& s, const float (&x)[kN], const float (&y)[kN], float shift_x,
+                                    float shift_y) {
+#pragma unroll
+  for (int i = 0; i < kN; ++i) {
+    const float x2 = fmaf(x[i], kLog2E, -shift_x), y2 = fmaf(y[i], kLog2E, -shift_y);
+    const float e = ptx::exp2_approx(x2);
+    s.sx += e;
+    s.sy += ptx::exp2_approx(y2);
+    if (e > 0.f) s.t = fmaf(e, x2 - y2, s.t);  // not 0 * inf where x is -inf; NaN goes through sx
+  }
+}
+
+// `s` to where `slot`, in this block's shared memory, lies in block `rank` of the cluster.
+__device__ __forceinline__ void store_cluster(State* slot, int rank, const State& s) {
+  ptx::store_cluster_f32(&slot->xmax, rank, s.xmax);
+  ptx::store_cluster_f32(&slot->sx, rank, s.sx);
+  ptx::store_cluster_f32(&slot->t, rank, s.t);
+  ptx::store_cluster_f32(&slot->ymax, rank, s.ymax);
+  ptx::store_cluster_f32(&slot->sy, rank, s.sy);
+}
+
+// What another block of the launch left, past this multiprocessor's L1.
+__device__ __forceinline__ State load_l2(const State* s) {
+  return {__ldcg(&s->xmax), __ldcg(&s->sx), __ldcg(&s->t), __ldcg(&s->ymax), __ldcg(&s->sy)};
+}
+
+// One State from those of kWidth neighbouring lanes (a power of two, lanes aligned to it), the same bits in each.
+template <int kWidth = 32>
+__device__ __forceinline__ State warp_merge(State s) {
+  float xmax = s.xmax, ymax = s.ymax;
+#pragma unroll
+  for (int d = kWidth / 2; d > 0; d /= 2) {
+    xmax = fmaxf(xmax, __shfl_xor_sync(kFullWarp, xmax, d));
+    ymax = fmaxf(ymax, __shfl_xor_sync(kFullWarp, ymax, d));
+  }
+  if (xmax > s.xmax) raise_x(s, xmax);
+  if (ymax > s.ymax) raise_y(s, ymax);
+#pragma unroll
+  for (int d = kWidth / 2; d > 0; d /= 2) {
+    s.sx += __shfl_xor_sync(kFullWarp, s.sx, d);
+    s.t += __shfl_xor_sync(kFullWarp, s.t, d);
+    s.sy += __shfl_xor_sync(kFullWarp, s.sy, d);
+  }
+  return s;
+}
+
+}  // namespace strop::reverse_kl
