@@ -18,9 +18,12 @@ export CPATH := $(subst $() ,:,$(strip $(CPATH) $(wildcard .local/usr/include .l
 # Everything that the Python module is built from; its Python files are used where they lie.
 SOURCES := CMakeLists.txt CMakePresets.json pyproject.toml \
            $(shell find cmake include src bindings -type f -not -name '*_test.c[cu]' 2>/dev/null)
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+BUILD_SETTINGS := --no-build-isolation --no-deps --config-settings=build-dir=build/$(PRESET) \
+                  --config-settings=cmake.args=--preset=$(PRESET) --config-settings=cmake.define.STROP_TESTS=ON
 INSTALLED := $(VENV)/strop-$(PRESET)
 
-.PHONY: help demo test check build bench gpu-check clean distclean
+.PHONY: help demo test check build wheel bench gpu-check clean distclean
 .DEFAULT_GOAL := help
 
 help:  ## what there is to make
@@ -40,6 +43,9 @@ build: $(INSTALLED)  ## the Python package into .venv, and the C++ tests
 
 bench: $(INSTALLED)  ## compare with PyTorch eager and torch.compile on this machine
 	$(VENV)/bin/python benchmarks/losses.py
+
+wheel: $(INSTALLED)  ## the package as a wheel in dist, for other machines
+	$(PIP) wheel --quiet --wheel-dir dist . $(BUILD_SETTINGS)
 
 gpu-check: $(INSTALLED)  ## the suite on a CUDA device, then compute-sanitizer's four tools over it
 	$(VENV)/bin/python tools/gpu_check
@@ -62,8 +68,5 @@ $(VENV)/ready: tools/bootstrap tools/requirements.txt
 $(INSTALLED): .local/ready $(VENV)/ready $(SOURCES)
 	@echo "building strop into .venv with the preset $(PRESET)"
 	@rm -f $(VENV)/strop-*
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable . \
-	  --config-settings=build-dir=build/$(PRESET) \
-	  --config-settings=cmake.args=--preset=$(PRESET) \
-	  --config-settings=cmake.define.STROP_TESTS=ON
+	@$(PIP) install --quiet --editable . $(BUILD_SETTINGS)
 	@touch $@
