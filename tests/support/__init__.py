@@ -1,0 +1,1 @@
+"""Helpers of the Python tests: references, inputs, layouts, tolerances."""
