@@ -61,7 +61,7 @@ distclean: clean  ## remove the virtual environment, unpacked packages and cache
 .local/ready: tools/bootstrap
 	@$(PYTHON) tools/bootstrap system
 
-$(VENV)/ready: tools/bootstrap tools/requirements.txt
+$(VENV)/ready: tools/bootstrap tools/requirements.txt tools/constraints.txt
 	@$(PYTHON) tools/bootstrap venv
 
 # One build tree holds the core, the C++ tests and the Python module, so that each CUDA file is compiled once.
