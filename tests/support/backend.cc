@@ -1,0 +1,101 @@
+#include "tests/support/backend.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <cstring>
+
+#ifndef STROP_WITH_CUDA
+#define STROP_WITH_CUDA 0
+#endif
+#if STROP_WITH_CUDA
+#include <cuda_runtime_api.h>
+#endif
+
+namespace strop::testing {
+namespace {
+
+bool cuda_device_present() {
+#if STROP_WITH_CUDA
+  int count = 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
+#else
+  return false;
+#endif
+}
+
+#if STROP_WITH_CUDA
+void expect_success(cudaError_t error, const char* what) {
+  EXPECT_EQ(error, cudaSuccess) << what << ": " << cudaGetErrorString(error);
+}
+#endif
+
+std::vector<Backend> find_backends(bool every_simd) {
+  std::vector<Backend> backends;
+  const SimdTarget best = simd_target();
+  for (int i = every_simd ? 0 : static_cast<int>(best); i <= static_cast<int>(best); ++i) {
+    const auto target = static_cast<SimdTarget>(i);
+    backends.push_back({std::string("cpu-") + simd_target_name(target), DeviceType::kCpu, target});
+  }
+  if (cuda_device_present()) backends.push_back({"cuda", DeviceType::kCuda, best});
+  return backends;
+}
+
+}  // namespace
+
+std::ostream& operator<<(std::ostream& out, const Backend& backend) { return out << backend.name; }
+
+const std::vector<Backend>& all_backends() {
+  static const std::vector<Backend> backends = find_backends(true);
+  return backends;
+}
+
+const std::vector<Backend>& device_backends() {
+  static const std::vector<Backend> backends = find_backends(false);
+  return backends;
+}
+
+void* allocate(const Backend& backend, std::size_t bytes) {
+#if STROP_WITH_CUDA
+  if (backend.cuda()) {
+    void* memory = nullptr;
+    expect_success(cudaMalloc(&memory, bytes), "cudaMalloc");
+    return memory;
+  }
+#endif
+  (void)backend;
+  return std::malloc(bytes);
+}
+
+void release(const Backend& backend, void* memory) {
+#if STROP_WITH_CUDA
+  if (backend.cuda()) return expect_success(cudaFree(memory), "cudaFree");
+#endif
+  (void)backend;
+  std::free(memory);
+}
+
+void copy_to(const Backend& backend, void* device, const void* host, std::size_t bytes) {
+#if STROP_WITH_CUDA
+  if (backend.cuda()) return expect_success(cudaMemcpy(device, host, bytes, cudaMemcpyHostToDevice), "cudaMemcpy");
+#endif
+  (void)backend;
+  std::memcpy(device, host, bytes);
+}
+
+void copy_from(const Backend& backend, void* host, const void* device, std::size_t bytes) {
+#if STROP_WITH_CUDA
+  if (backend.cuda()) return expect_success(cudaMemcpy(host, device, bytes, cudaMemcpyDeviceToHost), "cudaMemcpy");
+#endif
+  (void)backend;
+  std::memcpy(host, device, bytes);
+}
+
+void synchronize(const Backend& backend) {
+#if STROP_WITH_CUDA
+  if (backend.cuda()) expect_success(cudaDeviceSynchronize(), "kernel");
+#endif
+  (void)backend;
+}
+
+}  // namespace strop::testing
