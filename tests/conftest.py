@@ -23,7 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "large: more than 2^31 elements; on CUDA where memory allows, on the CPU by --large")
+    config.addinivalue_line("markers", "large: more than 2^31 elements (CUDA: where memory allows; CPU: by --large)")
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -7,7 +7,18 @@ import itertools
 
 import pytest
 import torch
-from support.cases import MASK_DTYPES, MASK_KINDS, MIXED, any_case, generator, kl_case, policy_case, randn, to_device
+from support.cases import (
+    FLOATS,
+    MASK_DTYPES,
+    MASK_KINDS,
+    MIXED,
+    any_case,
+    generator,
+    kl_case,
+    policy_case,
+    randn,
+    to_device,
+)
 from support.compare import U, bounds, check
 from support.functions import FUSED, NINE, Function
 from support.reference import evaluate
@@ -90,11 +101,12 @@ def test_argument_names() -> None:
 def test_mask_dtypes(fn: Function, mask_dtype: torch.dtype, device: str) -> None:
     """Non-zero means valid, whatever the value: 256 in int16, -1, NaN, the smallest subnormal; -0.0 is zero."""
     for dtype in (torch.float32, torch.bfloat16):
-        case = any_case(fn.family, generator("mask", fn.name, mask_dtype), dtype=dtype, mask_dtype=mask_dtype, device=device)
+        g = generator("mask", fn.name, mask_dtype)
+        case = any_case(fn.family, g, dtype=dtype, mask_dtype=mask_dtype, device=device)
         check(case, fn(case))
 
 
-@pytest.mark.parametrize("dtypes", list(itertools.product((torch.float32, torch.float16, torch.bfloat16), repeat=2)), ids=str)
+@pytest.mark.parametrize("dtypes", list(itertools.product(FLOATS, repeat=2)), ids=str)
 @pytest.mark.parametrize("fn", KL, ids=str)
 def test_kl_dtype_pairs(fn: Function, dtypes: tuple[torch.dtype, torch.dtype], device: str) -> None:
     case = kl_case((2, 5, 333), generator("pairs", dtypes), dtype=dtypes[0], teacher_dtype=dtypes[1], device=device)
@@ -104,12 +116,9 @@ def test_kl_dtype_pairs(fn: Function, dtypes: tuple[torch.dtype, torch.dtype], d
 @pytest.mark.parametrize("fn", [f for f in FUSED if f.is_policy], ids=str)
 def test_policy_dtype_quadruples(fn: Function, device: str) -> None:
     """All 81 combinations of the four float arguments."""
-    floats = (torch.float32, torch.float16, torch.bfloat16)
-    for p, o, r, a in itertools.product(floats, repeat=4):
+    for p, o, r, a in itertools.product(FLOATS, repeat=4):
         g = generator("quadruples", p, o, r, a)
-        case = policy_case(
-            fn.family, 3, 37, g, dtype=p, old_dtype=o, ref_dtype=r, advantages_dtype=a, device=device
-        )
+        case = policy_case(fn.family, 3, 37, g, dtype=p, old_dtype=o, ref_dtype=r, advantages_dtype=a, device=device)
         check(case, fn(case))
 
 

@@ -65,7 +65,8 @@ def bad_calls(case: Case, device: str) -> Iterator[Bad]:
         for dtype in dtypes:
             # NumPy's names for what C++ knows; a complex number is "something else" there
             word = () if dtype == torch.complex64 else (str(dtype).removeprefix("torch."),)
-            yield Bad(f"{name}: {dtype}", {name: tensor.to(dtype)}, types, argument, ("float32", *word)[name == "mask" :])
+            words = word if name == "mask" else ("float32", *word)
+            yield Bad(f"{name}: {dtype}", {name: tensor.to(dtype)}, types, argument, words)
         fewer = tensor.reshape(-1)[: tensor.numel() - 1]
         more = tensor.new_zeros((2, 2, 2, 2, 2))
         scalar = tensor.new_zeros(())

@@ -4,14 +4,13 @@ requires a gradient, or memory that several elements share, is a clear error."""
 from __future__ import annotations
 
 import pytest
+import strop
 import torch
 from support.cases import generator, kl_case
 from support.compare import Expected
 from support.functions import bitwise_equal
 from support.layouts import next_token, offset, prefix, swapped_rows, transposed
 from support.reference import Result
-
-import strop
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)

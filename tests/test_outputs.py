@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.cases import any_case, generator, to_device
+from support.cases import any_case, clone, generator
 from support.functions import FORWARD, FUSED, NINE, WITH_GRADIENT, Function
 from support.layouts import swapped_rows, transposed
 
@@ -54,7 +54,7 @@ def test_inputs_that_require_gradients(fn: Function, device: str) -> None:
 @pytest.mark.parametrize("fn", NINE, ids=str)
 def test_inputs_are_left_alone(fn: Function, device: str) -> None:
     case = any_case(fn.family, generator("unchanged"), device=device)
-    before = to_device(case, "cpu") if device == "cuda" else case.replace(**{n: getattr(case, n).clone() for n in case.TENSORS})
+    before = clone(case)
     fn(case)
     for name in case.TENSORS:
         assert torch.equal(getattr(case, name).cpu(), getattr(before, name).cpu()), name

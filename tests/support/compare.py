@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+
 from support.cases import Case, KlCase, PolicyCase
 from support.reference import Result, advantages_2d, evaluate
 
@@ -89,16 +90,22 @@ def _kl_bounds(case: KlCase) -> Bounds:
     kl = (p * difference).sum(-1, keepdim=True)
     terms = _summation(x.shape[-1])
     # p: the exponent is rounded twice (the shift by the maximum; the logarithm of the sum, or the base change to
-    # exp2), which exp turns into 2 |x - max| roundings; a few for exp (6); the sum that p is divided by. log p - log q: each logarithm is a shifted logit less the logarithm of a sum.
+    # exp2), which exp turns into 2 |x - max| roundings; a few for exp (6); the sum that p is divided by.
+    # log p - log q: each logarithm is a shifted logit less the logarithm of a sum.
     p_error = 2 * from_max + 6 + terms
     log_error = shifts + 8 + terms
     row_error = (p * (p_error * difference.abs() + log_error)).sum(-1, keepdim=True)
     size = (p * difference.abs()).sum(-1, keepdim=True)
     weight = case.valid.double() / case.valid.double().sum().clamp(min=1)
     loss = U * ((weight * row_error.squeeze(-1)).sum() + _summation(rows.numel()) * (weight * size.squeeze(-1)).sum())
-    grad = U * weight.unsqueeze(-1) * p * ((p_error + 3) * (difference - kl).abs() + log_error + row_error)
-    parts = torch.where(live, log_p.abs() + log_q.abs(), zero) + kl.abs()
-    once = U * weight.unsqueeze(-1) * p * parts
+    centred = (difference - kl).abs()
+    grad = U * weight.unsqueeze(-1) * p * ((p_error + 3) * centred + log_error + row_error)
+    # Where p underflows float32, or is about to, it may count as 0: then so does all that it is a factor of.
+    underflow = torch.where(p < 4 * TINY[torch.float32], weight.unsqueeze(-1) * p * centred, zero)
+    grad = grad + underflow
+    # 1: the rounding of a sum of exponentials, the largest of which is 1, whose logarithm is taken.
+    parts = torch.where(live, log_p.abs() + log_q.abs(), zero) + kl.abs() + 1
+    once = U * weight.unsqueeze(-1) * p * parts + underflow
     decided = torch.zeros_like(x, dtype=torch.bool)
     return Bounds(loss, grad, (weight * size.squeeze(-1)).sum(), once, decided)
 
@@ -158,17 +165,22 @@ class Expected:
                 f"{int(bad.sum())} of {bad.numel()} gradients are off; the first, {i}: {grad[i].item():.9g}, "
                 f"oracle {expected[i].item():.9g}, bound {bound[i].item():.3g}"
             )
-        zero = torch.zeros((), dtype=torch.float64, device=grad.device)
-        undecided = self.bounds.undecided
-        ours = torch.where(undecided, zero, error)
-        theirs = torch.where(undecided, zero, (self.eager.grad.double() - expected).abs())
-        # Granted to everybody: the rounding of the output, and one of what it is made of.
-        floor = output + self.bounds.rounding
-        assert ours.max() <= 2 * theirs.max() + floor.max(), (
-            f"largest gradient error {ours.max().item():.3g}, eager's {theirs.max().item():.3g}"
+        # In units of what nobody escapes: the rounding of the output, and one of what it is made of. Unweighted by
+        # size, so that many tokens speak and no outlier decides. Over few tokens eager may be lucky: two units more
+        # are granted for one token, and for the mean over n what is left of them.
+        counted = self.case.valid.reshape(self.case.valid.shape + (1,) * (grad.dim() - self.case.valid.dim()))
+        counted = counted.expand(grad.shape) & ~self.bounds.undecided
+        if not counted.any():
+            return
+        unit = (output + self.bounds.rounding)[counted]
+        ours = error[counted] / unit
+        theirs = (self.eager.grad.double() - expected).abs()[counted] / unit
+        assert ours.max() <= 2 * theirs.max() + 2, (
+            f"largest gradient error {ours.max().item():.3g} roundings, eager's {theirs.max().item():.3g}"
         )
-        rms = [t.square().mean().sqrt().item() for t in (ours, theirs, floor)]
-        assert rms[0] <= 2 * rms[1] + rms[2], f"rms gradient error {rms[0]:.3g}, eager's {rms[1]:.3g}"
+        rms = [t.square().mean().sqrt().item() for t in (ours, theirs)]
+        luck = 2 / math.sqrt(int(self.case.valid.sum()))
+        assert rms[0] <= 2 * rms[1] + luck, f"rms gradient error {rms[0]:.3g} roundings, eager's {rms[1]:.3g}"
 
 
 def check(case: Case, result: Result) -> None:

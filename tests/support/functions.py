@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import strop
 import torch
+
 from support.cases import Case
 from support.reference import Result
-
-import strop
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+
 from support.cases import Case, KlCase, PolicyCase
 
 
