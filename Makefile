@@ -48,7 +48,7 @@ wheel: $(INSTALLED)  ## the package as a wheel in dist, for other machines
 	$(PIP) wheel --quiet --wheel-dir dist . $(BUILD_SETTINGS)
 
 gpu-check: $(INSTALLED)  ## the suite on a CUDA device, then compute-sanitizer's four tools over it
-	$(VENV)/bin/python tools/gpu_check
+	tools/gpu_check
 
 clean:  ## remove what was built
 	rm -rf build dist .pytest_cache .ruff_cache $(VENV)/strop-*
