@@ -13,7 +13,9 @@ export CTEST_PARALLEL_LEVEL := $(JOBS)
 export CCACHE_DIR ?= $(ROOT)/.cache/ccache
 export CCACHE_BASEDIR ?= $(ROOT)
 # torch.compile compiles against Python's headers: those of .local where the system has none.
-export CPATH := $(subst $() ,:,$(strip $(CPATH) $(wildcard .local/usr/include .local/usr/include/python3*)))
+GIVEN_CPATH := $(CPATH)
+LOCAL_HEADERS = $(shell ls -d $(ROOT)/.local/usr/include $(ROOT)/.local/usr/include/python3* 2>/dev/null)
+export CPATH = $(subst $() ,:,$(strip $(GIVEN_CPATH) $(LOCAL_HEADERS)))
 
 # Everything that the Python module is built from; its Python files are used where they lie.
 SOURCES := CMakeLists.txt CMakePresets.json pyproject.toml \
