@@ -50,6 +50,7 @@ wheel: $(INSTALLED)  ## the package as a wheel in dist, for other machines
 	$(PIP) wheel --quiet --wheel-dir dist . $(BUILD_SETTINGS)
 
 gpu-check: $(INSTALLED)  ## the suite on a CUDA device, then compute-sanitizer's four tools over it
+	cmake --build --preset $(PRESET)
 	tools/gpu_check
 
 clean:  ## remove what was built
