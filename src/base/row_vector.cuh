@@ -1,4 +1,4 @@
-// Rows of 4- or 2-byte floats in vectors of up to 16 bytes a thread.
+// Rows of 4- or 2-byte floats, in vectors of up to 16 bytes a thread and single elements at the ends.
 #pragma once
 
 #include <cmath>
@@ -9,117 +9,127 @@
 
 namespace strop {
 
-// A row of a tensor. Vector v of kElements is elements v * kElements and following; the last may be short.
+// A row of a tensor, cut into vectors of kE elements at addresses that are multiples of a vector's size. Vector v holds
+// elements v * kE - shift and following. Those from full_begin to full_end lie in the row whole; what is left, at most
+// one short vector at either end, or everything where the row is not dense, is moved by single elements.
 struct Row {
-  char* data;
-  std::int64_t step;      // bytes from element to element
-  std::int64_t elements;  // of the row
-  bool aligned;           // dense and every vector aligned to its size; else elements are moved one by one
+  char* data = nullptr;
+  std::int64_t step = 0;      // bytes from element to element
+  std::int64_t elements = 0;  // of the row
+  int shift = 0;
+  int full_begin = 0, full_end = 0;
+
+  template <int kE>
+  static __device__ __forceinline__ Row make(char* data, std::int64_t step, std::int64_t elements, int bytes,
+                                             bool dense) {
+    Row r{data, step, elements, 0, 0, 0};
+    if (dense) {
+      r.shift = static_cast<int>(reinterpret_cast<std::uintptr_t>(data) / bytes % kE);
+      r.full_begin = r.shift > 0;
+      r.full_end = static_cast<int>((elements + r.shift) / kE);
+    }
+    return r;
+  }
+  __device__ __forceinline__ char* element(std::int64_t e) const { return data + e * step; }
 };
 
-// kElements raw elements of kBytes each.
-template <int kElements, int kBytes>
+// kElements raw elements of kBytes each. kDType is their dtype, or kOther where it is known at run time alone.
+template <int kElements, int kBytes, DType kDType = DType::kOther>
 struct alignas(kElements* kBytes) Vector {
+  static constexpr int kE = kElements, kSize = kBytes;
   static constexpr int kWords = kElements * kBytes / 4;
   static_assert(kWords == 2 || kWords == 4);
   std::uint32_t words[kWords];
 
-  __device__ __forceinline__ void fill_negative_infinity(DType dtype) {
-    const std::uint32_t w = kBytes == 4 ? 0xff800000u : dtype == DType::kBFloat16 ? 0xff80ff80u : 0xfc00fc00u;
+  static __device__ __forceinline__ DType dtype(DType at_run_time) {
+    return kBytes == 4 ? DType::kFloat32 : kDType == DType::kOther ? at_run_time : kDType;
+  }
+
+  // Vector v of a row, one of the full ones; past L1.
+  __device__ __forceinline__ void load(const Row& row, int v) {
+    const char* p = row.data + static_cast<std::int64_t>(v) * sizeof(Vector) - row.shift * kBytes;
+    if constexpr (kWords == 4) {
+      const uint4 w = ptx::load_once_u128(p);
+      words[0] = w.x, words[1] = w.y, words[2] = w.z, words[3] = w.w;
+    } else {
+      const uint2 w = ptx::load_once_u64(p);
+      words[0] = w.x, words[1] = w.y;
+    }
+  }
+  __device__ __forceinline__ void store(const Row& row, int v) const {
+    char* p = row.data + static_cast<std::int64_t>(v) * sizeof(Vector) - row.shift * kBytes;
+    if constexpr (kWords == 4) {
+      ptx::store_streaming_u128(p, {words[0], words[1], words[2], words[3]});
+    } else {
+      ptx::store_streaming_u64(p, {words[0], words[1]});
+    }
+  }
+
+  // A single element of the same dtype.
+  static __device__ __forceinline__ float load_element(const Row& row, std::int64_t e, DType at_run_time) {
+    const char* p = row.element(e);
+    return to_float(kBytes == 4 ? ptx::load_once_u32(p) : ptx::load_once_u16(p), dtype(at_run_time));
+  }
+  static __device__ __forceinline__ void store_element(const Row& row, std::int64_t e, float f, DType at_run_time) {
+    const std::uint32_t bits = from_float(f, dtype(at_run_time));
+    if constexpr (kBytes == 4) {
+      ptx::store_streaming_u32(row.element(e), bits);
+    } else {
+      ptx::store_streaming_u16(row.element(e), bits);
+    }
+  }
+
+  __device__ __forceinline__ void fill_negative_infinity(DType at_run_time) {
+    const DType d = dtype(at_run_time);
+    const std::uint32_t w = kBytes == 4 ? 0xff800000u : d == DType::kBFloat16 ? 0xff80ff80u : 0xfc00fc00u;
 #pragma unroll
     for (int i = 0; i < kWords; ++i) words[i] = w;
   }
 
-  // Reads what exists of vector v, once (past L1); the rest stays.
-  __device__ __forceinline__ void load(const Row& row, std::int64_t v) {
-    const char* p = row.data + v * kElements * row.step;
-    if (row.aligned && (v + 1) * kElements <= row.elements) {
-      if constexpr (kWords == 4) {
-        const uint4 w = ptx::load_once_u128(p);
-        words[0] = w.x, words[1] = w.y, words[2] = w.z, words[3] = w.w;
-      } else {
-        const uint2 w = ptx::load_once_u64(p);
-        words[0] = w.x, words[1] = w.y;
-      }
-      return;
-    }
-#pragma unroll
-    for (int e = 0; e < kElements; ++e, p += row.step) {
-      if (v * kElements + e >= row.elements) break;
-      if constexpr (kBytes == 4) {
-        words[e] = ptx::load_once_u32(p);
-      } else {
-        const std::uint32_t bits = ptx::load_once_u16(p);
-        words[e / 2] = e % 2 ? (words[e / 2] & 0xffffu) | bits << 16 : (words[e / 2] & 0xffff0000u) | bits;
-      }
-    }
-  }
-
-  __device__ __forceinline__ void store(const Row& row, std::int64_t v) const {
-    char* p = row.data + v * kElements * row.step;
-    if (row.aligned && (v + 1) * kElements <= row.elements) {
-      if constexpr (kWords == 4) {
-        ptx::store_streaming_u128(p, {words[0], words[1], words[2], words[3]});
-      } else {
-        ptx::store_streaming_u64(p, {words[0], words[1]});
-      }
-      return;
-    }
-#pragma unroll
-    for (int e = 0; e < kElements; ++e, p += row.step) {
-      if (v * kElements + e >= row.elements) break;
-      if constexpr (kBytes == 4) {
-        ptx::store_streaming_u32(p, words[e]);
-      } else {
-        ptx::store_streaming_u16(p, e % 2 ? words[e / 2] >> 16 : words[e / 2]);
-      }
-    }
-  }
-
-  __device__ __forceinline__ void to_floats(float (&f)[kElements], DType dtype) const {
+  __device__ __forceinline__ void to_floats(float (&f)[kElements], DType at_run_time) const {
 #pragma unroll
     for (int i = 0; i < kWords; ++i) {
       if constexpr (kBytes == 4) {
         f[i] = __uint_as_float(words[i]);
       } else {
-        const float2 pair = to_float2(words[i], dtype);
+        const float2 pair = to_float2(words[i], dtype(at_run_time));
         f[2 * i] = pair.x, f[2 * i + 1] = pair.y;
       }
     }
   }
 
-  __device__ __forceinline__ void from_floats(const float (&f)[kElements], DType dtype) {
+  __device__ __forceinline__ void from_floats(const float (&f)[kElements], DType at_run_time) {
 #pragma unroll
     for (int i = 0; i < kWords; ++i) {
       if constexpr (kBytes == 4) {
         words[i] = __float_as_uint(f[i]);
       } else {
-        words[i] = from_float2({f[2 * i], f[2 * i + 1]}, dtype);
+        words[i] = from_float2({f[2 * i], f[2 * i + 1]}, dtype(at_run_time));
       }
     }
   }
 
   // The largest element that is not NaN; two at a time for the 2-byte dtypes.
-  __device__ __forceinline__ float max(DType dtype) const {
+  __device__ __forceinline__ float max(DType at_run_time) const {
     if constexpr (kBytes == 4) {
       float m = __uint_as_float(words[0]);
 #pragma unroll
       for (int i = 1; i < kWords; ++i) m = fmaxf(m, __uint_as_float(words[i]));
       return m;
-    } else if (dtype == DType::kBFloat16) {
-      return max_as<__nv_bfloat162>(dtype);
+    } else if (dtype(at_run_time) == DType::kBFloat16) {
+      return max_as<__nv_bfloat162>(DType::kBFloat16);
     } else {
-      return max_as<__half2>(dtype);
+      return max_as<__half2>(DType::kFloat16);
     }
   }
 
  private:
   template <class Pair>
-  __device__ __forceinline__ float max_as(DType dtype) const {
+  __device__ __forceinline__ float max_as(DType d) const {
     Pair m = *reinterpret_cast<const Pair*>(&words[0]);
 #pragma unroll
     for (int i = 1; i < kWords; ++i) m = __hmax2(m, *reinterpret_cast<const Pair*>(&words[i]));
-    const float2 f = to_float2(*reinterpret_cast<const std::uint32_t*>(&m), dtype);
+    const float2 f = to_float2(*reinterpret_cast<const std::uint32_t*>(&m), d);
     return fmaxf(f.x, f.y);
   }
 };

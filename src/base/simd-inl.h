@@ -48,6 +48,14 @@ struct BF16 {
 #define STROP_NATIVE_F16 0
 #endif
 
+// Real x86 instructions: neither of Highway's emulations.
+#undef STROP_X86_VECTORS
+#if HWY_ARCH_X86 && HWY_TARGET != HWY_SCALAR && HWY_TARGET != HWY_EMU128
+#define STROP_X86_VECTORS 1
+#else
+#define STROP_X86_VECTORS 0
+#endif
+
 // ------------------------------------------------------------------------------------------ Conversions
 
 HWY_INLINE FloatVec load(F32, const float* p) { return hn::LoadU(Float(), p); }
@@ -114,14 +122,14 @@ HWY_INLINE void store(F16, FloatVec v, std::uint16_t* p) {
 
 // max(v, bound) and min(v, bound), NaN in v kept.
 HWY_INLINE FloatVec at_least(FloatVec v, FloatVec bound) {
-#if HWY_ARCH_X86 && HWY_TARGET != HWY_EMU128
+#if STROP_X86_VECTORS
   return hn::Max(bound, v);  // x86 gives the second operand where one is NaN
 #else
   return hn::IfThenElse(hn::Lt(v, bound), bound, v);
 #endif
 }
 HWY_INLINE FloatVec at_most(FloatVec v, FloatVec bound) {
-#if HWY_ARCH_X86 && HWY_TARGET != HWY_EMU128
+#if STROP_X86_VECTORS
   return hn::Min(bound, v);
 #else
   return hn::IfThenElse(hn::Gt(v, bound), bound, v);

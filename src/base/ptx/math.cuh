@@ -12,6 +12,18 @@ __device__ __forceinline__ float exp2_approx(float x) {
   return y;
 }
 
+// NaN where either is (C++'s fmin and fmax drop it); sm_80.
+__device__ __forceinline__ float min_nan(float a, float b) {
+  float m;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(m) : "f"(a), "f"(b));
+  return m;
+}
+__device__ __forceinline__ float max_nan(float a, float b) {
+  float m;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(m) : "f"(a), "f"(b));
+  return m;
+}
+
 // Lanes' sum over a full warp, in one instruction (sm_80).
 __device__ __forceinline__ std::uint32_t warp_sum_u32(std::uint32_t v) {
   std::uint32_t sum;

@@ -29,6 +29,14 @@ __device__ __forceinline__ uint4 load_once_u128(const void* p) {  // 16-byte ali
   return v;
 }
 
+// cp.async.bulk.prefetch.L2 (sm_90): brings `bytes` from p into L2, without waiting; both multiples of 16. One thread
+// asks for a whole stretch. Nothing below sm_90.
+__device__ __forceinline__ void prefetch_l2(const void* p, std::uint32_t bytes) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes) : "memory");
+#endif
+}
+
 // st.global.cs: evict first, for what this kernel does not read again.
 __device__ __forceinline__ void store_streaming_u16(void* p, std::uint32_t v) {
   asm volatile("st.global.cs.u16 [%0], %1;" ::"l"(p), "h"(static_cast<std::uint16_t>(v)) : "memory");

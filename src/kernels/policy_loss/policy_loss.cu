@@ -1,17 +1,58 @@
 #include "base/device.h"
 #include "kernels/policy_loss/policy_loss.cuh"
+#include "kernels/policy_loss/policy_loss_dense.cuh"
 
 namespace strop::policy_loss {
+namespace {
+
+using Kernel = void (*)(Args);
+constexpr int kVector = DenseTile<4>::kE;
+
+// What DenseTile asks for.
+bool is_dense(const Problem& p) {
+  const int bytes = float_bytes(p.policy.dtype);
+  const auto start = [](const void* data, int size) {
+    return static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(data) / static_cast<std::uintptr_t>(size));
+  };
+  const auto fits = [&](const void* data, std::int64_t stride_b, int size) {
+    return reinterpret_cast<std::uintptr_t>(data) % static_cast<std::uintptr_t>(size) == 0 &&
+           (start(data, size) - start(p.policy.data, bytes)) % kVector == 0 &&
+           (p.batch == 1 || (stride_b - p.policy.stride_b) % kVector == 0);
+  };
+  const auto dense = [&](const Matrix& m) {
+    return float_bytes(m.dtype) == bytes && m.stride_t == 1 && fits(m.data, m.stride_b, bytes);
+  };
+  return dense(p.policy) && dense(p.old_policy) && (p.beta == 0.f || dense(p.ref)) && p.advantages.stride_t == 0 &&
+         dtype_size(p.mask.dtype) == 1 && p.mask.stride_t == 1 && fits(p.mask.data, p.mask.stride_b, 1) &&
+         (p.grad == nullptr || fits(p.grad, p.tokens, bytes));
+}
+
+// Every row's vectors start with the row.
+bool is_aligned(const Problem& p) {
+  const auto vector = static_cast<std::uintptr_t>(kVector * float_bytes(p.policy.dtype));
+  return reinterpret_cast<std::uintptr_t>(p.policy.data) % vector == 0 &&
+         (p.batch == 1 || p.policy.stride_b % kVector == 0);
+}
+
+template <bool kFused>
+Kernel kernel_for(bool dense, int bytes) {
+  if (!dense) return policy_loss_kernel<kFused, StridedTile>;
+  return bytes == 4 ? policy_loss_kernel<kFused, DenseTile<4>> : policy_loss_kernel<kFused, DenseTile<2>>;
+}
+
+}  // namespace
 
 Status run_cuda(const Problem& problem, void* stream) {
   const DeviceInfo* device;
   if (Status s = current_device_info(&device); !s.ok()) return s;
+  const bool dense = is_dense(problem);
+  const std::int64_t slack = !dense || is_aligned(problem) || problem.tokens == 0 ? 0 : kVector - 1;
   Args args;
   args.p = problem;
-  args.tuning = tune(problem.reduction, problem.batch, problem.tokens, device->multiprocessors);
+  args.tuning = tune(problem.reduction, problem.batch, problem.tokens + slack, device->multiprocessors);
   args.mask = mask_format(problem.mask.dtype);
-  args.segment_scale = problem.reduction == Reduction::kSequenceMean
-                           ? 1.f / static_cast<float>(problem.batch > 0 ? problem.batch : 1)
+  args.segment_scale = problem.reduction == Reduction::kSequenceMean && problem.batch > 0
+                           ? 1.f / static_cast<float>(problem.batch)
                            : 1.f;
 
   LaunchConfig config;
@@ -20,8 +61,10 @@ Status run_cuda(const Problem& problem, void* stream) {
   config.shared_bytes = sizeof(Shared);
   config.stream = static_cast<cudaStream_t>(stream);
   config.cooperative = true;
-  return problem.grad != nullptr ? launch("policy_loss", policy_loss_kernel<true>, config, args)
-                                 : launch("policy_loss", policy_loss_kernel<false>, config, args);
+  const int bytes = float_bytes(problem.policy.dtype);
+  return launch("policy_loss",
+                problem.grad != nullptr ? kernel_for<true>(dense, bytes) : kernel_for<false>(dense, bytes), config,
+                args);
 }
 
 }  // namespace strop::policy_loss

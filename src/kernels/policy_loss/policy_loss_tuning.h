@@ -12,12 +12,11 @@ inline constexpr int kTokensPerThread = 8;  // of a tile, held in registers; all
 inline constexpr int kMaxBlocks = 2048;     // what the workspace has room for
 
 struct Tuning {
-  int block = 128;             // threads
-  int group = 128;             // threads that work on one tile: the block, or a power of two up to 32 for short rows
-  int splits = 1;              // blocks that share a segment; 1: a group has whole segments for itself
-  int grid = 1;                // blocks, all resident at once
-  std::int64_t chunks = 1;     // tiles a row
-  bool several_tiles = false;  // a group that shares its segment has more than one tile
+  int block = 128;          // threads
+  int group = 128;          // threads that work on one tile: the block, or a power of two up to 32 for short rows
+  int splits = 1;           // blocks that share a segment; 1: a group has whole segments for itself
+  int grid = 1;             // blocks, all resident at once
+  std::int64_t chunks = 1;  // tiles a row
 };
 
 inline int next_power_of_two(std::int64_t n) {
@@ -26,6 +25,7 @@ inline int next_power_of_two(std::int64_t n) {
   return p;
 }
 
+// `tokens` are those of a row, and up to 3 more where its vectors do not start with it.
 inline Tuning tune(Reduction reduction, std::int64_t batch, std::int64_t tokens, int multiprocessors) {
   Tuning t;
   const auto threads_a_row = std::max<std::int64_t>(1, (tokens + kTokensPerThread - 1) / kTokensPerThread);
@@ -47,7 +47,6 @@ inline Tuning tune(Reduction reduction, std::int64_t batch, std::int64_t tokens,
     const std::int64_t blocks = (batch * t.chunks + rows_a_block - 1) / rows_a_block;
     t.grid = static_cast<int>(std::clamp<std::int64_t>(blocks, 1, resident));
     t.splits = t.grid;
-    t.several_tiles = batch * t.chunks > t.grid * rows_a_block;
     return t;
   }
   const std::int64_t spare = resident / std::max<std::int64_t>(batch, 1);
@@ -55,7 +54,6 @@ inline Tuning tune(Reduction reduction, std::int64_t batch, std::int64_t tokens,
     // Few long rows: several blocks a row, at the price of one more barrier.
     t.splits = static_cast<int>(std::min<std::int64_t>(spare, t.chunks));
     t.grid = static_cast<int>(batch) * t.splits;
-    t.several_tiles = t.chunks > t.splits;
     return t;
   }
   t.grid = static_cast<int>(std::clamp<std::int64_t>((batch + rows_a_block - 1) / rows_a_block, 1, resident));

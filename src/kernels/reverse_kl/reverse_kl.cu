@@ -10,18 +10,32 @@ namespace {
 using Kernel = void (*)(Args);
 
 template <bool kFused>
-Kernel kernel_for(int student_bytes, int teacher_bytes) {
-  if (student_bytes == 2) return teacher_bytes == 2 ? reverse_kl_kernel<2, 2, kFused> : reverse_kl_kernel<2, 4, kFused>;
-  return teacher_bytes == 2 ? reverse_kl_kernel<4, 2, kFused> : reverse_kl_kernel<4, 4, kFused>;
+Kernel kernel_for(DType student, DType teacher) {
+  // Equal dtypes, the usual case, are known to the compiler; of others it knows the size.
+  if (student == teacher) {
+    using F32 = Vector<4, 4>;
+    using F16 = Vector<8, 2, DType::kFloat16>;
+    using BF16 = Vector<8, 2, DType::kBFloat16>;
+    return student == DType::kFloat32   ? reverse_kl_kernel<F32, F32, kFused>
+           : student == DType::kFloat16 ? reverse_kl_kernel<F16, F16, kFused>
+                                        : reverse_kl_kernel<BF16, BF16, kFused>;
+  }
+  if (float_bytes(student) == 4) return reverse_kl_kernel<Vector<4, 4>, Vector<4, 2>, kFused>;
+  if (float_bytes(teacher) == 4) return reverse_kl_kernel<Vector<4, 2>, Vector<4, 4>, kFused>;
+  return reverse_kl_kernel<Vector<8, 2>, Vector<8, 2>, kFused>;
 }
 
-// Every vector of every row is dense and aligned to its size.
-bool aligned(const Logits& m, std::int64_t outer, std::int64_t inner, int elements) {
-  const int bytes = float_bytes(m.dtype);
-  const auto whole = [&](std::int64_t stride) { return stride * bytes % (elements * bytes) == 0; };
+// Unit strides, and in every row the vectors of `m` start at the same elements as those of `like`.
+bool same_vectors(const Logits& m, const Logits& like, const Problem& p, int elements) {
+  const auto start = [&](const Logits& t) {
+    return static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(t.data) /
+                                     static_cast<std::size_t>(float_bytes(t.dtype)));
+  };
+  const auto same = [&](std::int64_t u, std::int64_t v) { return (u - v) % elements == 0; };
   return m.stride_vocab == 1 &&
-         reinterpret_cast<std::uintptr_t>(m.data) % static_cast<std::size_t>(elements * bytes) == 0 &&
-         (inner == 1 || whole(m.stride_inner)) && (outer == 1 || whole(m.stride_outer));
+         reinterpret_cast<std::uintptr_t>(m.data) % static_cast<std::size_t>(float_bytes(m.dtype)) == 0 &&
+         same(start(m), start(like)) && (p.inner == 1 || same(m.stride_inner, like.stride_inner)) &&
+         (p.outer == 1 || same(m.stride_outer, like.stride_outer));
 }
 
 // STROP_CLUSTERS=0 takes the path of GPUs without clusters, so that it can be tested on those that have them.
@@ -41,16 +55,20 @@ Status run_cuda(const Problem& problem, void* stream) {
   const int student_bytes = float_bytes(problem.student.dtype), teacher_bytes = float_bytes(problem.teacher.dtype);
   const int elements = vector_elements(student_bytes, teacher_bytes);
   const std::int64_t rows = problem.outer * problem.inner;
+  if (problem.vocab > std::int64_t{1} << 32) {
+    return Status(StatusCode::kValueError,
+                  "student_logits: expected at most 2^32 logits a row on CUDA, got " + std::to_string(problem.vocab));
+  }
   const bool fused = problem.grad.data != nullptr;
-  const Kernel kernel =
-      fused ? kernel_for<true>(student_bytes, teacher_bytes) : kernel_for<false>(student_bytes, teacher_bytes);
+  const DType student = problem.student.dtype, teacher = problem.teacher.dtype;
+  const Kernel kernel = fused ? kernel_for<true>(student, teacher) : kernel_for<false>(student, teacher);
 
   Args args;
   args.p = problem;
   args.mask = mask_format(problem.mask.dtype);
-  args.student_vectors = aligned(problem.student, problem.outer, problem.inner, elements);
-  args.teacher_vectors = aligned(problem.teacher, problem.outer, problem.inner, elements);
-  args.grad_vectors = fused && aligned(problem.grad, problem.outer, problem.inner, elements);
+  args.dense = same_vectors(problem.student, problem.student, problem, elements) &&
+               same_vectors(problem.teacher, problem.student, problem, elements) &&
+               (!fused || same_vectors(problem.grad, problem.student, problem, elements));
   const Chip chip{device->capability >= 90 && clusters_wanted(), device->multiprocessors,
                   device->shared_bytes_per_block, device->shared_bytes_per_multiprocessor};
   args.tuning = tune(chip, rows, problem.vocab, student_bytes, teacher_bytes, fused, sizeof(Shared));

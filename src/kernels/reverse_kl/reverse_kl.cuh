@@ -75,23 +75,23 @@ __device__ __forceinline__ State exchange(const Args& a, Shared& shared, State s
   return warp_merge<kMaxParts>(s);
 }
 
-template <int kStudentBytes, int kTeacherBytes, bool kFused>
-__global__ void __launch_bounds__(max_threads(kStudentBytes, kTeacherBytes),
-                                  blocks_wanted(kStudentBytes, kTeacherBytes))
+// Logits of the two tensors in vectors X and Y of as many elements.
+template <class X, class Y, bool kFused>
+__global__ void __launch_bounds__(max_threads(X::kSize, Y::kSize), blocks_wanted(X::kSize, Y::kSize))
     reverse_kl_kernel(const __grid_constant__ Args a) {
-  constexpr int kE = vector_elements(kStudentBytes, kTeacherBytes), kU = kVectorsInFlight;
-  using X = Vector<kE, kStudentBytes>;
-  using Y = Vector<kE, kTeacherBytes>;
+  constexpr int kE = X::kE, kU = kVectorsInFlight;
+  static_assert(X::kE == Y::kE);
   Shared& shared = dynamic_shared<Shared>();
+  const DType x_dtype = a.p.student.dtype, y_dtype = a.p.teacher.dtype;
   const int parts = a.tuning.parts, rank = blockIdx.x % parts, group = blockIdx.x / parts, groups = gridDim.x / parts;
-  const std::int64_t rows = a.p.outer * a.p.inner, held = a.tuning.held_vectors;
-  const std::int64_t begin = rank * a.tuning.part_vectors;
-  const std::int64_t end = min(begin + a.tuning.part_vectors, (a.p.vocab + kE - 1) / kE);
+  const std::int64_t rows = a.p.outer * a.p.inner;
   // The wider vectors first, so that both arrays are aligned.
-  char* const held_first = reinterpret_cast<char*>(&shared + 1);
-  char* const held_second = held_first + held * (sizeof(X) > sizeof(Y) ? sizeof(X) : sizeof(Y));
-  X* const held_x = reinterpret_cast<X*>(sizeof(X) >= sizeof(Y) ? held_first : held_second);
-  Y* const held_y = reinterpret_cast<Y*>(sizeof(X) >= sizeof(Y) ? held_second : held_first);
+  const int held = a.tuning.held_vectors;
+  constexpr bool kXFirst = sizeof(X) >= sizeof(Y);
+  char* const first = reinterpret_cast<char*>(&shared + 1);
+  char* const second = first + held * (kXFirst ? sizeof(X) : sizeof(Y));
+  X* const held_x = reinterpret_cast<X*>(kXFirst ? first : second);
+  Y* const held_y = reinterpret_cast<Y*>(kXFirst ? second : first);
 
   const unsigned long long n = count_valid(a, shared);
   const float weight = 1.f / static_cast<float>(n > 0 ? n : 1);
@@ -101,67 +101,82 @@ __global__ void __launch_bounds__(max_threads(kStudentBytes, kTeacherBytes),
   }
   float loss = 0;
   int parity = 0;
+  bool next_valid = group < rows && mask_is_valid(mask_at(a, group), a.mask);
   for (std::int64_t first_row = 0; first_row < rows; first_row += groups) {
-    const std::int64_t row = first_row + group;
-    const bool exists = row < rows, valid = exists && mask_is_valid(mask_at(a, row), a.mask);
+    const std::int64_t row = first_row + group, next_row = row + groups;
+    const bool exists = row < rows, valid = next_valid;
+    next_valid = next_row < rows && mask_is_valid(mask_at(a, next_row), a.mask);
+    const Row x_row = row_at<X>(a, a.p.student, row), y_row = row_at<Y>(a, a.p.teacher, row);
+    const Span span(a, x_row, rank, kE);
     State s;
-    const Row x_row = row_at(a, a.p.student, a.student_vectors, row),
-              y_row = row_at(a, a.p.teacher, a.teacher_vectors, row);
-    for (std::int64_t v0 = begin + threadIdx.x; valid && v0 < end; v0 += kU * blockDim.x) {
+    for (int v0 = span.begin + threadIdx.x; valid && v0 < span.end; v0 += kU * blockDim.x) {
       X x[kU];
       Y y[kU];
 #pragma unroll
       for (int u = 0; u < kU; ++u) {
-        const std::int64_t v = v0 + u * blockDim.x;
-        x[u].fill_negative_infinity(a.p.student.dtype);
-        y[u].fill_negative_infinity(a.p.teacher.dtype);
-        if (v < end) x[u].load(x_row, v), y[u].load(y_row, v);
+        const int v = v0 + u * blockDim.x;
+        x[u].fill_negative_infinity(x_dtype), y[u].fill_negative_infinity(y_dtype);
+        if (v < span.end) x[u].load(x_row, v), y[u].load(y_row, v);
       }
-      float xmax = x[0].max(a.p.student.dtype), ymax = y[0].max(a.p.teacher.dtype);
+      float xmax = -INFINITY, ymax = -INFINITY;
 #pragma unroll
       for (int u = 0; u < kU; ++u) {
-        const std::int64_t i = v0 + u * blockDim.x - begin;
+        const int i = v0 + u * blockDim.x - span.begin;
         if (kFused && i < held) held_x[i] = x[u], held_y[i] = y[u];
-        xmax = fmaxf(xmax, x[u].max(a.p.student.dtype)), ymax = fmaxf(ymax, y[u].max(a.p.teacher.dtype));
+        xmax = fmaxf(xmax, x[u].max(x_dtype)), ymax = fmaxf(ymax, y[u].max(y_dtype));
       }
-      if (xmax > s.xmax) raise_x(s, xmax);
-      if (ymax > s.ymax) raise_y(s, ymax);
+      raise(s, xmax, ymax);
       const float shift_x = shift_of(s.xmax), shift_y = shift_of(s.ymax);
 #pragma unroll
       for (int u = 0; u < kU; ++u) {
         float xf[kE], yf[kE];
-        x[u].to_floats(xf, a.p.student.dtype), y[u].to_floats(yf, a.p.teacher.dtype);
+        x[u].to_floats(xf, x_dtype), y[u].to_floats(yf, y_dtype);
         add(s, xf, yf, shift_x, shift_y);
       }
+    }
+    for (std::int64_t i = threadIdx.x; valid && i < span.singles(); i += blockDim.x) {
+      const float x[1] = {X::load_element(x_row, span.single(i), x_dtype)};
+      const float y[1] = {Y::load_element(y_row, span.single(i), y_dtype)};
+      raise(s, x[0], y[0]);
+      add(s, x, y, shift_of(s.xmax), shift_of(s.ymax));
+    }
+    // The next row comes into L2 while this one's parts meet and its gradient is written.
+    if (kFused && next_valid && threadIdx.x == 0) {
+      const Row next = row_at<X>(a, a.p.student, next_row);
+      prefetch<X>(next, Span(a, next, rank, kE));
+      prefetch<Y>(row_at<Y>(a, a.p.teacher, next_row), Span(a, next, rank, kE));
     }
     // Blocks that meet at grid barriers all come, whatever their row; a cluster's blocks have the same row.
     if (valid || (parts > 1 && !a.tuning.clusters)) s = exchange(a, shared, s, rank, parity), parity ^= 1;
     if (valid) loss += kLn2 * (s.t / s.sx + log2f(s.sy) - log2f(s.sx));
     if (!kFused || !exists) continue;
 
-    const Row grad_row = row_at(a, a.p.grad, a.grad_vectors, row);
-    const float mean = s.t / s.sx, scale = weight * kLn2 / s.sx, shift_x = shift_of(s.xmax), shift_y = shift_of(s.ymax);
-    for (std::int64_t v = begin + threadIdx.x; v < end; v += blockDim.x) {
+    const Row grad_row = row_at<X>(a, a.p.grad, row);
+    const Gradient gradient(s, weight);
+#pragma unroll 2
+    for (int v = span.begin + threadIdx.x; v < span.end; v += blockDim.x) {
       float g[kE] = {};
       if (valid) {
         X x;
         Y y;
-        if (v - begin < held) {
-          x = held_x[v - begin], y = held_y[v - begin];
+        if (v - span.begin < held) {
+          x = held_x[v - span.begin], y = held_y[v - span.begin];
         } else {
           x.load(x_row, v), y.load(y_row, v);
         }
         float xf[kE], yf[kE];
-        x.to_floats(xf, a.p.student.dtype), y.to_floats(yf, a.p.teacher.dtype);
+        x.to_floats(xf, x_dtype), y.to_floats(yf, y_dtype);
 #pragma unroll
-        for (int e = 0; e < kE; ++e) {
-          const float x2 = fmaf(xf[e], kLog2E, -shift_x), y2 = fmaf(yf[e], kLog2E, -shift_y), p = ptx::exp2_approx(x2);
-          g[e] = p == 0.f ? 0.f : scale * p * (x2 - y2 - mean);
-        }
+        for (int e = 0; e < kE; ++e) g[e] = gradient(xf[e], yf[e]);
       }
       X out;
-      out.from_floats(g, a.p.student.dtype);
+      out.from_floats(g, x_dtype);
       out.store(grad_row, v);
+    }
+    for (std::int64_t i = threadIdx.x; i < span.singles(); i += blockDim.x) {
+      const std::int64_t e = span.single(i);
+      const float g = valid ? gradient(X::load_element(x_row, e, x_dtype), Y::load_element(y_row, e, y_dtype)) : 0.f;
+      X::store_element(grad_row, e, g, x_dtype);
     }
   }
 

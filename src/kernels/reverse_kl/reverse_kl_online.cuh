@@ -47,7 +47,13 @@ __device__ __forceinline__ void raise_y(State& s, float max) {
   s.ymax = max;
 }
 
-// Adds kN logits of each.
+// Makes room for logits up to these, which may be NaN.
+__device__ __forceinline__ void raise(State& s, float xmax, float ymax) {
+  if (xmax > s.xmax) raise_x(s, xmax);
+  if (ymax > s.ymax) raise_y(s, ymax);
+}
+
+// Adds kN logits of each, none above the maxima.
 template <int kN>
 __device__ __forceinline__ void add(State& s, const float (&x)[kN], const float (&y)[kN], float shift_x,
                                     float shift_y) {
@@ -84,8 +90,7 @@ __device__ __forceinline__ State warp_merge(State s) {
     xmax = fmaxf(xmax, __shfl_xor_sync(kFullWarp, xmax, d));
     ymax = fmaxf(ymax, __shfl_xor_sync(kFullWarp, ymax, d));
   }
-  if (xmax > s.xmax) raise_x(s, xmax);
-  if (ymax > s.ymax) raise_y(s, ymax);
+  raise(s, xmax, ymax);
 #pragma unroll
   for (int d = kWidth / 2; d > 0; d /= 2) {
     s.sx += __shfl_xor_sync(kFullWarp, s.sx, d);
@@ -94,5 +99,18 @@ __device__ __forceinline__ State warp_merge(State s) {
   }
   return s;
 }
+
+// d loss / d x of a logit, from the State of its whole row.
+struct Gradient {
+  float shift_x, shift_y, scale;
+
+  __device__ __forceinline__ Gradient(const State& s, float weight)
+      : shift_x(shift_of(s.xmax)), shift_y(shift_of(s.ymax) - s.t / s.sx), scale(weight * kLn2 / s.sx) {}
+
+  __device__ __forceinline__ float operator()(float x, float y) const {
+    const float x2 = fmaf(x, kLog2E, -shift_x), y2 = fmaf(y, kLog2E, -shift_y), p = ptx::exp2_approx(x2);
+    return p == 0.f ? 0.f : scale * p * (x2 - y2);
+  }
+};
 
 }  // namespace strop::reverse_kl

@@ -14,11 +14,11 @@ inline constexpr int kMaxGroups = 2048;
 inline constexpr int kVectorsInFlight = 4;  // of each tensor, a thread
 
 struct Tuning {
-  int block = 256;                // threads
-  int parts = 1;                  // blocks that share a row
-  bool clusters = false;          // they are a cluster; else they meet at grid barriers
-  std::int64_t part_vectors = 0;  // vectors of logits a part
-  std::int64_t held_vectors = 0;  // of them, how many stay in shared memory until the gradient is written
+  int block = 256;        // threads
+  int parts = 1;          // blocks that share a row
+  bool clusters = false;  // they are a cluster; else they meet at grid barriers
+  int part_vectors = 0;   // vectors of logits a part
+  int held_vectors = 0;   // of them, how many stay in shared memory until the gradient is written
   std::size_t shared_bytes = 0;
 };
 
@@ -44,7 +44,8 @@ inline Tuning tune(const Chip& chip, std::int64_t rows, std::int64_t vocab, int 
   Tuning t;
   const int elements = vector_elements(student_bytes, teacher_bytes);
   const std::size_t vector_bytes = static_cast<std::size_t>(elements * (student_bytes + teacher_bytes));
-  const std::int64_t vectors = (vocab + elements - 1) / elements;
+  // Of a row that starts anywhere between two aligned addresses.
+  const std::int64_t vectors = (vocab + 2 * (elements - 1)) / elements;
   const int threads = max_threads(student_bytes, teacher_bytes), wanted = blocks_wanted(student_bytes, teacher_bytes);
   // The driver takes 1 KiB of a multiprocessor's shared memory for each block.
   const std::size_t room =
@@ -52,15 +53,20 @@ inline Tuning tune(const Chip& chip, std::int64_t rows, std::int64_t vocab, int 
   const auto room_vectors = static_cast<std::int64_t>(room / vector_bytes);
   const std::int64_t batch = static_cast<std::int64_t>(threads) * kVectorsInFlight;
 
-  // As few blocks a row as keep it on the chip; more where there are fewer rows than the chip has room for.
+  // As few blocks a row as keep it on the chip; more where there are fewer rows than the chip has room for. Then as
+  // many as waste the least of the last batch of a thread's loads.
   const auto part = [&](int parts) { return (vectors + parts - 1) / parts; };
   while (t.parts < kMaxParts && ((fused && part(t.parts) > room_vectors) ||
                                  (rows * t.parts < chip.multiprocessors * wanted && part(t.parts) > batch / 2))) {
-    t.parts *= 2;
+    ++t.parts;
+  }
+  const auto cost = [&](int parts) { return ((part(parts) + batch - 1) / batch + 1) * parts; };  // 1: the exchange
+  for (int parts = t.parts; t.parts > 1 && parts <= kMaxParts; ++parts) {
+    if (cost(parts) < cost(t.parts)) t.parts = parts;
   }
   t.clusters = chip.clusters && t.parts > 1;
-  t.part_vectors = part(t.parts);
-  t.held_vectors = fused ? std::min(t.part_vectors, room_vectors) : 0;
+  t.part_vectors = static_cast<int>(part(t.parts));
+  t.held_vectors = fused ? static_cast<int>(std::min(part(t.parts), room_vectors)) : 0;
   t.shared_bytes = fixed_shared_bytes + static_cast<std::size_t>(t.held_vectors) * vector_bytes;
   const auto needed = (t.part_vectors + kVectorsInFlight - 1) / kVectorsInFlight;
   while (t.block > 32 && t.block / 2 >= needed) t.block /= 2;
