@@ -265,6 +265,7 @@ bool elements_apart(const TensorView& view) {
   std::pair<std::int64_t, std::int64_t> dims[kMaxRank];  // (|stride|, size)
   int n = 0;
   for (int d = 0; d < view.rank; ++d) {
+    if (view.shape[d] == 0) return true;
     if (view.shape[d] > 1) dims[n++] = {std::abs(view.strides[d]), view.shape[d]};
   }
   for (int i = 1; i < n; ++i) {

@@ -38,9 +38,10 @@ struct Sums {
     *this = total;
   }
 
-  // Mean of a - b under the student, and the divergence. NaN where all logits of student or teacher are -inf.
-  double mean() const { return product / x_sum; }
-  double divergence() const { return mean() - std::log(x_sum) + (y_sum == 0 ? std::nan("") : std::log(y_sum)); }
+  // Mean of a - b under the student, and the divergence. NaN where all logits of student or teacher are -inf, and
+  // where one of them is NaN or +inf: also where the student has no mass.
+  double mean() const { return y_sum > 0 ? product / x_sum : std::nan(""); }
+  double divergence() const { return mean() - std::log(x_sum) + std::log(y_sum); }
 };
 
 // What a row's gradients need: grad = scale exp(a) (a - b - mean).
