@@ -53,6 +53,12 @@ Status Workspace::allocate(const TensorView& like, void** data) {
   return {};
 }
 
+Status in_place_status(Status status) {
+  constexpr const char* kName = "grad: ";
+  if (status.message().rfind(kName, 0) != 0) return status;
+  return Status(status.code(), "student_logits: " + status.message().substr(6) + ", with inplace=True");
+}
+
 Status execute(const TensorView& like, const std::function<Status(const Execution&)>& core) {
   Execution execution;
   Workspace workspace;

@@ -30,6 +30,9 @@ class Workspace {
 };
 
 // Calls core(execution) on `like`'s device.
+// What the core says of the gradient, said of student_logits: the argument that the caller knows where they are one.
+Status in_place_status(Status status);
+
 Status execute(const TensorView& like, const std::function<Status(const Execution&)>& core);
 
 }  // namespace strop::binding

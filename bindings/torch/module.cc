@@ -10,6 +10,7 @@
 #include <ATen/dlpack.h>
 
 #include <string>
+#include <utility>
 
 #include "build_info.h"
 #include "execute.h"
@@ -76,6 +77,14 @@ Read read_tensor(PyObject* object, const char* name, TensorView& view) {
   if (exchange->dltensor_from_py_object_no_sync(object, &t) != 0) {
     PyErr_Clear();  // sparse, meta, functorch: not ours to read; the dispatcher says what is wrong with them
     return Read::kDispatch;
+  }
+  // A lazily negated view (z.conj().imag) holds its values with the other sign. PyTorch makes them with a step alone.
+  if (t.ndim > 0 && t.strides[t.ndim - 1] != 1) {
+    PyObject* negative = PyObject_CallMethod(object, "is_neg", nullptr);
+    if (negative == nullptr) return Read::kError;
+    const bool lazy = PyObject_IsTrue(negative) != 0;
+    Py_DECREF(negative);
+    if (lazy) return Read::kDispatch;
   }
   if (t.ndim > kMaxRank) {
     PyErr_Format(PyExc_ValueError, "%s: expected at most %d dimensions, got %d", name, kMaxRank, t.ndim);
@@ -261,7 +270,8 @@ PyObject* reverse_kl_call(PyObject*, PyObject* const* args, Py_ssize_t n) {
   if (dispatch_mode_active()) return not_implemented();
   return run(in.student_logits, kFused, in_place ? args[0] : nullptr,
              [&](const TensorView& loss, const TensorView& grad, const Execution& e) {
-               return reverse_kl_loss(in, loss, grad, e);
+               Status status = reverse_kl_loss(in, loss, grad, e);
+               return in_place ? in_place_status(std::move(status)) : status;
              });
 }
 

@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <utility>
 
 #include "execute.h"
 
@@ -151,14 +152,16 @@ template struct PolicyOps<&grpo_loss>;
 template struct PolicyOps<&bnpo_loss>;
 
 void run_reverse_kl(const Tensor& student, const Tensor& teacher, const Tensor& mask, const Tensor& loss,
-                    const Tensor* grad) {
+                    const Tensor* grad, bool in_place = false) {
   ReverseKlInputs in;
   in.student_logits = view_of(student, "student_logits");
   in.teacher_logits = view_of(teacher, "teacher_logits");
   in.completions_mask = view_of(mask, "completions_mask");
   const TensorView loss_view = view_of(loss, "loss"),
                    grad_view = grad != nullptr ? view_of(*grad, "grad") : TensorView{};
-  check(execute(in.student_logits, [&](const Execution& e) { return reverse_kl_loss(in, loss_view, grad_view, e); }));
+  Status status =
+      execute(in.student_logits, [&](const Execution& e) { return reverse_kl_loss(in, loss_view, grad_view, e); });
+  check(in_place ? in_place_status(std::move(status)) : status);
 }
 
 Tensor reverse_kl_fwd(const Tensor& student, const Tensor& teacher, const Tensor& mask) {
@@ -175,7 +178,7 @@ std::tuple<Tensor, Tensor> reverse_kl_fused(const Tensor& student, const Tensor&
 
 Tensor reverse_kl_in_place(Tensor student, const Tensor& teacher, const Tensor& mask) {
   Tensor loss = empty_loss(student);
-  run_reverse_kl(student, teacher, mask, loss, &student);
+  run_reverse_kl(student, teacher, mask, loss, &student, true);
   return loss;
 }
 

@@ -23,11 +23,20 @@ def _fake_grad(like: Tensor) -> Tensor:
     return torch.empty(like.shape, dtype=like.dtype, device=like.device)
 
 
+def _check_devices(first: Tensor, args: tuple[Any, ...]) -> None:
+    """One meta tensor among others brings a call here, whose result would be without contents: an error instead."""
+    for i, other in enumerate(args, 2):
+        if isinstance(other, Tensor) and other.device != first.device:
+            raise ValueError(f"argument {i}: expected the first one's device, {first.device}, got {other.device}")
+
+
 def _fake_fwd(first: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    _check_devices(first, args)
     return _fake_loss(first)
 
 
 def _fake_fused(first: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    _check_devices(first, args)
     return _fake_loss(first), _fake_grad(first)
 
 
