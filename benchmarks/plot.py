@@ -54,7 +54,7 @@ def draw(record: dict, kernel: str, folder: Path, stem: str) -> Path:
     bars(above, lines, {"vs_eager": "eager", "vs_compile": "torch.compile, the faster form"})
     above.axhline(1, color="black", linewidth=1)
     above.set_ylabel("times faster than")
-    above.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    above.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
     bars(below, lines, {"of_floor": "floor"})
     below.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
     below.set_ylabel("share of the rate of a copy")

@@ -95,6 +95,7 @@ def draw(folder: Path, imitation: Curve, pairs: dict[str, tuple[Curve, Curve]]) 
 def differences(axis, ours: Curve, plain: Curve) -> None:
     """How far the losses of the two runs are apart after each update, and where their samples part."""
     apart = [max(abs(a - b), 1e-10) for a, b in zip(ours.losses, plain.losses, strict=True)]
+    axis.set_ylabel("loss")
     axis.semilogy(apart, color="#d62728", linewidth=1, label="difference of the two losses (≥ 1e-10)")
     same = same_samples(ours, plain)
     if same < len(apart):

@@ -115,7 +115,8 @@ def share_of_bound(ours, theirs, magnitude: float, weight: float) -> float:
     sums, which for a few thousand terms are another dozen: 16 roundings a side, 32 in all.
     """
     bound = 32 * ROUNDOFF * magnitude
-    return max((ours[0] - theirs[0]).abs().item() / bound, (ours[1] - theirs[1]).abs().max().item() / (bound * weight))
+    loss, gradient = (ours[0] - theirs[0]).abs() / bound, (ours[1] - theirs[1]).abs().max() / (bound * weight)
+    return torch.maximum(loss, gradient).item()  # NaN where one of them is
 
 
 def imitate(problems: Problems, settings: Settings) -> tuple[Transformer, Curve]:
