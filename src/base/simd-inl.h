@@ -88,7 +88,7 @@ HWY_INLINE void store(BF16, FloatVec v, std::uint16_t* p) {
   const auto bits = hn::BitCast(u, v);
   const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(u, 1));
   const auto rounded = hn::ShiftRight<16>(hn::Add(hn::Add(bits, hn::Set(u, 0x7fff)), odd));
-  const auto nan = hn::RebindMask(u, hn::Ne(v, v));
+  const auto nan = hn::RebindMask(u, hn::IsNaN(v));
   const auto result = hn::IfThenElse(nan, hn::Set(u, 0x7fc0), rounded);
   hn::StoreU(hn::DemoteTo(Half16(), hn::BitCast(Int(), result)), Half16(), p);
 }

@@ -28,13 +28,13 @@ using namespace strop::HWY_NAMESPACE;  // NOLINT(google-build-using-namespace)
 constexpr std::size_t kTile = 1024;
 
 // e = exp(x - x_reference) and d = (x - x_reference) - (y - y_reference), d set to 0 where e is: a term without mass
-// is 0 even where its logits are infinite.
+// is 0 even where its logits are infinite. (Eq, as Ne is false for NaN on some instruction sets.)
 struct Term {
   FloatVec e, d;
 };
 HWY_INLINE Term term(FloatVec x, FloatVec y) {
   const auto e = exp_nonpositive(x);
-  return {e, hn::IfThenElseZero(hn::Ne(e, hn::Zero(Float())), hn::Sub(x, y))};
+  return {e, hn::IfThenZeroElse(hn::Eq(e, hn::Zero(Float())), hn::Sub(x, y))};
 }
 
 // Sums over the logits seen so far, relative to the largest of them; rescaled when a larger one comes.
@@ -109,7 +109,7 @@ HWY_INLINE void gradients(E e, const typename E::Type* x, const typename E::Type
   for (std::size_t i = 0; i < n; i += hn::Lanes(f)) {
     const Term t = term(hn::Sub(load(e, x + i), x_reference), hn::Sub(load(e, y + i), y_reference));
     const auto g = hn::Mul(hn::Mul(t.e, scale), hn::Sub(t.d, mean));
-    store(e, hn::IfThenElseZero(hn::Ne(t.e, hn::Zero(f)), g), grad + i);
+    store(e, hn::IfThenZeroElse(hn::Eq(t.e, hn::Zero(f)), g), grad + i);
   }
 }
 
