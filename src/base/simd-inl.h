@@ -159,7 +159,8 @@ HWY_INLINE FloatVec half_power_of_two(FloatVec rounded) {
 
 }  // namespace detail
 
-// exp(x) for x <= 0 with error below 2 ulp + |x| 2^-26; 0 below -87 and for -inf; NaN for NaN.
+// exp(x) for x <= 0, within 2.5 + |x| / 4 ulp (|x| / 2 where there is no fused multiply-add); 0 below -87 and for
+// -inf; NaN for NaN.
 HWY_INLINE FloatVec exp_nonpositive(FloatVec x) {
   const Float f;
   const Int i;
