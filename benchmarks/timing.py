@@ -15,7 +15,7 @@ Times = dict[str, list[float]]  # seconds a call, by implementation
 def wall_times(calls: dict[str, Callable], device: str, rounds: int) -> Times:
     """By the clock, the result waited for.
 
-    CPU: `rounds` rounds of at least 20 ms for each. CUDA: 20 calls to warm up, then 5 rounds of 20 calls.
+    CPU: `rounds` rounds of at least 5 ms for each. CUDA: 20 calls to warm up, then 5 rounds of 20 calls.
     """
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     repeats: dict[str, int] = {}
@@ -27,7 +27,7 @@ def wall_times(calls: dict[str, Callable], device: str, rounds: int) -> Times:
         start = time.perf_counter()
         call()
         wait()
-        repeats[impl] = 20 if device == "cuda" else max(1, math.ceil(0.02 / (time.perf_counter() - start)))
+        repeats[impl] = 20 if device == "cuda" else max(1, math.ceil(0.005 / (time.perf_counter() - start)))
     for _ in range(5 if device == "cuda" else rounds):
         for impl, call in calls.items():
             start = time.perf_counter()
@@ -83,5 +83,5 @@ def copy_rate(device: str, total: int) -> float:
     """Bytes a second, read and written, of tensor.copy_ where both tensors together take `total` bytes."""
     source = torch.ones(total // 2, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    times = wall_times({"copy": lambda: target.copy_(source)}, device, rounds=15)["copy"]
+    times = wall_times({"copy": lambda: target.copy_(source)}, device, rounds=25)["copy"]
     return 2 * source.nbytes / statistics.median(times)
