@@ -136,6 +136,9 @@ HWY_INLINE FloatVec at_most(FloatVec v, FloatVec bound) {
 #endif
 }
 
+// Numbers that may be summed in fp32, lane by lane, before the sum goes to a double: 256 in a row.
+HWY_INLINE std::size_t max_chain() { return 256 * hn::Lanes(Float()); }
+
 // Sum of the lanes in double, always in the same order.
 HWY_INLINE double sum_lanes(FloatVec v) {
   HWY_ALIGN float lanes[hn::MaxLanes(Float())];
@@ -159,7 +162,7 @@ HWY_INLINE FloatVec half_power_of_two(FloatVec rounded) {
 
 }  // namespace detail
 
-// exp(x) for x <= 0, within 2.5 + |x| / 4 ulp (|x| / 2 where there is no fused multiply-add); 0 below -87 and for
+// exp(x) for x <= 0, within 2.5 + |x| / 4 ulp (1.25 |x| without fused multiply-add); 0 below -87 and for
 // -inf; NaN for NaN.
 HWY_INLINE FloatVec exp_nonpositive(FloatVec x) {
   const Float f;

@@ -110,6 +110,24 @@ inline void stage_mask(const void* data, DType dtype, std::int64_t offset, std::
   }
 }
 
+// How many of n bytes are not 0.
+inline std::int64_t count_nonzero(const std::uint8_t* mask, std::size_t n) {
+  const hn::ScalableTag<std::uint8_t> u8;
+  const hn::ScalableTag<std::uint64_t> u64;
+  const std::size_t lanes = hn::Lanes(u8);
+  auto sums = hn::Zero(u64);
+  std::size_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    sums = hn::Add(sums, hn::SumsOf8(hn::Min(hn::LoadU(u8, mask + i), hn::Set(u8, 1))));
+  }
+  HWY_ALIGN std::uint64_t parts[hn::MaxLanes(u64)];
+  hn::Store(sums, u64, parts);
+  std::int64_t count = 0;
+  for (std::size_t k = 0; k < hn::Lanes(u64); ++k) count += static_cast<std::int64_t>(parts[k]);
+  for (; i < n; ++i) count += mask[i] != 0;
+  return count;
+}
+
 // NOLINTNEXTLINE(google-readability-namespace-comments)
 }  // namespace HWY_NAMESPACE
 }  // namespace strop

@@ -21,8 +21,7 @@ namespace strop::policy_loss {
 namespace HWY_NAMESPACE {
 using namespace strop::HWY_NAMESPACE;  // NOLINT(google-build-using-namespace)
 
-constexpr std::int64_t kDirectPiece = 4096;  // tokens whose losses are summed in fp32 before they go to a double
-constexpr std::int64_t kStagedPiece = 512;   // the same where inputs are copied to the stack first
+constexpr std::int64_t kStagedPiece = 512;  // tokens that are copied to the stack at a time, where inputs need it
 
 // Tokens side by side in memory, ready for SIMD. `advantages` steps by advantages_step, 0 or 1, times the lanes.
 template <class E>
@@ -121,7 +120,8 @@ double sum_row(const Problem& p, std::int64_t b, std::int64_t first, std::int64_
                 static_cast<float>(load_element(p.advantages.data, p.advantages.dtype, b * p.advantages.stride_b)));
   }
   const bool small_pieces = kStaged || staged_mask || (token_advantages && staged_advantages);
-  const std::int64_t piece = small_pieces ? kStagedPiece : kDirectPiece;
+  const auto chain = static_cast<std::int64_t>(max_chain());
+  const std::int64_t piece = small_pieces ? std::min(kStagedPiece, chain) : chain;
   const auto offset = [b](const Matrix& m, std::int64_t t) { return b * m.stride_b + t * m.stride_t; };
   double sum = 0;
   for (std::int64_t t = first; t < end; t += piece) {
@@ -166,35 +166,18 @@ double sum_row(const Problem& p, std::int64_t b, std::int64_t first, std::int64_
 }
 
 // Valid tokens among [first, end) of a row.
-inline std::int64_t count_bytes(const std::uint8_t* mask, std::size_t n) {
-  const hn::ScalableTag<std::uint8_t> u8;
-  const hn::ScalableTag<std::uint64_t> u64;
-  const std::size_t lanes = hn::Lanes(u8);
-  auto sums = hn::Zero(u64);
-  std::size_t i = 0;
-  for (; i + lanes <= n; i += lanes) {
-    sums = hn::Add(sums, hn::SumsOf8(hn::Min(hn::LoadU(u8, mask + i), hn::Set(u8, 1))));
-  }
-  HWY_ALIGN std::uint64_t parts[hn::MaxLanes(u64)];
-  hn::Store(sums, u64, parts);
-  std::int64_t count = 0;
-  for (std::size_t k = 0; k < hn::Lanes(u64); ++k) count += static_cast<std::int64_t>(parts[k]);
-  for (; i < n; ++i) count += mask[i] != 0;
-  return count;
-}
-
 inline std::int64_t count_valid(const Problem& p, std::int64_t b, std::int64_t first, std::int64_t end) {
   const std::int64_t row = b * p.mask.stride_b;
   if (p.mask.stride_t == 1 && dtype_size(p.mask.dtype) == 1) {
-    return count_bytes(static_cast<const std::uint8_t*>(p.mask.data) + row + first,
-                       static_cast<std::size_t>(end - first));
+    return count_nonzero(static_cast<const std::uint8_t*>(p.mask.data) + row + first,
+                         static_cast<std::size_t>(end - first));
   }
   std::uint8_t bytes[kStagedPiece];
   std::int64_t count = 0;
   for (std::int64_t t = first; t < end; t += kStagedPiece) {
     const auto n = static_cast<std::size_t>(std::min(kStagedPiece, end - t));
     stage_mask(p.mask.data, p.mask.dtype, row + t * p.mask.stride_t, p.mask.stride_t, n, bytes);
-    count += count_bytes(bytes, n);
+    count += count_nonzero(bytes, n);
   }
   return count;
 }

@@ -25,7 +25,7 @@ namespace HWY_NAMESPACE {
 using namespace strop::HWY_NAMESPACE;  // NOLINT(google-build-using-namespace)
 
 // Logits handled at a time: both halves stay in the L1 cache between the search for the maxima and the sums.
-constexpr std::size_t kTile = 1024;
+constexpr std::size_t kTile = std::min<std::size_t>(1024, 256 * hn::MaxLanes(Float()));
 
 // e = exp(x - x_reference) and d = (x - x_reference) - (y - y_reference), d set to 0 where e is: a term without mass
 // is 0 even where its logits are infinite. (Eq, as Ne is false for NaN on some instruction sets.)
