@@ -108,6 +108,8 @@ def measure(job: dict, options: argparse.Namespace) -> list[dict]:
     kernel, beta = job["kernel"], job["beta"]
     torch._dynamo.reset()  # static shapes: nothing of an earlier shape may count as a recompilation
     gc.collect()
+    if options.device == "cuda":
+        torch.cuda.empty_cache()
     torch.manual_seed(0)
 
     def draw() -> list[Tensor]:
@@ -117,13 +119,19 @@ def measure(job: dict, options: argparse.Namespace) -> list[dict]:
     total = bytes_moved(kernel, sets[0], beta)
     if options.method == "graph" and total < 2**28:  # larger ones leave nothing of themselves in the L2 anyway
         sets += [draw(), draw()]
-    expected = baselines.build(kernel, "eager", beta)(*sets[0])
+    try:
+        expected = baselines.build(kernel, "eager", beta)(*sets[0])
+    except torch.OutOfMemoryError:
+        expected = None  # only eager needs so much memory; the smaller shapes are checked
     rows, calls = {}, {}
     for impl in options.impl:
         rows[impl] = {**job, "impl": impl, "method": options.method, "us": None, "bytes": total}
         try:
             function = build(kernel, impl, beta)
-            check(function(*sets[0]), expected, DTYPES[job["dtype"]])
+            result = function(*sets[0])
+            if expected is not None:
+                check(result, expected, DTYPES[job["dtype"]])
+            del result
             calls[impl] = [lambda f=function, x=x: f(*x) for x in sets]
         except (baselines.NotAvailable, ImportError, torch.OutOfMemoryError) as error:
             rows[impl]["why"] = str(error)

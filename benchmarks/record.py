@@ -143,7 +143,7 @@ def print_table(record: dict, order: list[str]) -> None:
             if values:
                 parts.append(f"{ratio.replace('_', ' ')} {geometric_mean(values):6.2f} ({min(values):.2f})")
         name = kernel if beta is None else f"{kernel}, beta {beta:g}"
-        print(f"  {name:<28}{dtype}  {method:<9}{'   '.join(parts)}")
+        print(f"  {name:<34}{dtype}  {method:<9}{'   '.join(parts)}")
     reasons = {(impl, why) for line in lines for impl, why in line["why"].items() if why}
     for impl, why in sorted(reasons):
         print(f"Without {impl} where: {why}")
