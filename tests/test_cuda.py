@@ -25,7 +25,7 @@ def published_case(fn: Function, **options: Any) -> Case:
     """A case of the size that people use, several blocks or clusters wide."""
     g = generator("published", fn.name, *options.items())
     if fn.is_policy:
-        return policy_case(fn.family, 32, 2048, g, mask="right_padding", device="cuda", **options)
+        return policy_case(fn.family, 32, 2048, g, device="cuda", **{"mask": "right_padding", **options})
     return kl_case((2, 16, 32_003), g, dtype=torch.bfloat16, device="cuda", **options)
 
 

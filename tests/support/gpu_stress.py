@@ -53,7 +53,8 @@ def main() -> int:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             results = [fn(case) for _ in range(3)]
-        graphs.append((fn, graph, results, expected, torch.cuda.Stream()))
+        # With the case: a graph reads its inputs where they were.
+        graphs.append((fn, graph, results, expected, torch.cuda.Stream(), case))
     torch.cuda.synchronize()
 
     failures: list[str] = []
@@ -87,17 +88,17 @@ def main() -> int:
         nonlocal replays
         try:
             while time.monotonic() < end and not failures:
-                for _, _, results, _, stream in graphs:
+                for _, _, results, _, stream, _ in graphs:
                     with torch.cuda.stream(stream):
                         for r in results:
                             r.loss.fill_(torch.nan)
                             r.grad.fill_(torch.nan)
                 for _ in range(5):
-                    for _, graph, _, _, stream in graphs:
+                    for _, graph, _, _, stream, _ in graphs:
                         with torch.cuda.stream(stream):
                             graph.replay()
                         replays += 1
-                for fn, _, results, expected, stream in graphs:
+                for fn, _, results, expected, stream, _ in graphs:
                     stream.synchronize()
                     with torch.cuda.stream(stream):
                         if not all(same(r, expected) for r in results):

@@ -105,8 +105,8 @@ __global__ void __launch_bounds__(1024, 1) policy_loss_kernel(const __grid_const
     const bool any = walk.first < walk.end;
     if (any) {
       const Tile tile = walk.tile(a, walk.first, rank);
-      tile.load(a, mask);  // first: the count is what others wait for
-      tile.load(a, raw);
+      tile.load(a, mask);
+      if (own_rows || !kFused) tile.load(a, raw);
       valid = tile.valid(a, mask);
     }
     std::uint32_t n = __popc(valid);
@@ -127,7 +127,11 @@ __global__ void __launch_bounds__(1024, 1) policy_loss_kernel(const __grid_const
       }
       if (!own_rows) {
         if (threadIdx.x == 0) partials[blockIdx.x] = {0, 0, count};
-        ptx::grid_barrier();  // read after write: the blocks of a segment read each other's counts
+        // Read after write: the blocks of a segment read each other's counts. The data comes while they meet; asked for
+        // before, it would hold the arrival up, which waits for thread 0's loads.
+        ptx::GridArrival arrival = ptx::grid_arrive();
+        if (any) walk.tile(a, walk.first, rank).load(a, raw);
+        ptx::grid_wait(static_cast<ptx::GridArrival&&>(arrival));
         float unused;
         warp_sum_partials(partials + segment * splits, splits, unused, count);
       }

@@ -71,7 +71,7 @@ Status run_cuda(const Problem& problem, void* stream) {
                (!fused || same_vectors(problem.grad, problem.student, problem, elements));
   const Chip chip{device->capability >= 90 && clusters_wanted(), device->multiprocessors,
                   device->shared_bytes_per_block, device->shared_bytes_per_multiprocessor};
-  args.tuning = tune(chip, rows, problem.vocab, student_bytes, teacher_bytes, fused, sizeof(Shared));
+  args.tuning = tune(chip, problem.vocab, student_bytes, teacher_bytes, fused, sizeof(Shared));
   const Tuning& t = args.tuning;
 
   int resident;

@@ -140,15 +140,15 @@ __global__ void __launch_bounds__(max_threads(X::kSize, Y::kSize), blocks_wanted
       raise(s, x[0], y[0]);
       add(s, x, y, shift_of(s.xmax), shift_of(s.ymax));
     }
-    // The next row comes into L2 while this one's parts meet and its gradient is written.
-    if (kFused && next_valid && threadIdx.x == 0) {
+    // The next row comes into L2 while this one's parts meet, and its gradient is written.
+    if (next_valid && threadIdx.x == 0) {
       const Row next = row_at<X>(a, a.p.student, next_row);
       prefetch<X>(next, Span(a, next, rank, kE));
       prefetch<Y>(row_at<Y>(a, a.p.teacher, next_row), Span(a, next, rank, kE));
     }
     // Blocks that meet at grid barriers all come, whatever their row; a cluster's blocks have the same row.
     if (valid || (parts > 1 && !a.tuning.clusters)) s = exchange(a, shared, s, rank, parity), parity ^= 1;
-    if (valid) loss += kLn2 * (s.t / s.sx + log2f(s.sy) - log2f(s.sx));
+    if (valid) loss += divergence(s);
     if (!kFused || !exists) continue;
 
     const Row grad_row = row_at<X>(a, a.p.grad, row);

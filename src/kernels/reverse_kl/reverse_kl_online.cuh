@@ -3,7 +3,7 @@
 //
 // With x' = x log2(e) - shift_x, shift_x the running maximum in the same unit, and y' likewise, a State holds
 //   sx = sum 2^x',  sy = sum 2^y',  t = sum 2^x' (x' - y')
-// from which, in base 2, kl = t / sx - log2 sx + log2 sy, and the gradient of logit v is p (x' - y' - t / sx): the
+// from which, in base 2, kl = t / sx + log2 (sy / sx), and the gradient of logit v is p (x' - y' - t / sx): the
 // logarithms cancel. A move of shift_x by d = old - new turns t into 2^d (t + sx d), one of shift_y into t - sx d.
 // The same recurrence for a softmax alone: Milakov and Gimelshein 2018, arXiv:1805.02867.
 #pragma once
@@ -102,15 +102,20 @@ __device__ __forceinline__ State warp_merge(State s) {
 
 // d loss / d x of a logit, from the State of its whole row.
 struct Gradient {
-  float shift_x, shift_y, scale;
+  float shift_x, shift_y, scale, scaled_mean;
 
   __device__ __forceinline__ Gradient(const State& s, float weight)
-      : shift_x(shift_of(s.xmax)), shift_y(shift_of(s.ymax) - s.t / s.sx), scale(weight * kLn2 / s.sx) {}
+      : shift_x(shift_of(s.xmax)), shift_y(shift_of(s.ymax)), scale(weight * kLn2 / s.sx) {
+    scaled_mean = scale * (s.t / s.sx) + 0.f * s.sy;  // a NaN of the teacher is in sy alone where the student is -inf
+  }
 
   __device__ __forceinline__ float operator()(float x, float y) const {
     const float x2 = fmaf(x, kLog2E, -shift_x), y2 = fmaf(y, kLog2E, -shift_y), p = ptx::exp2_approx(x2);
-    return p == 0.f ? 0.f : scale * p * (x2 - y2);
+    return p == 0.f ? 0.f : p * fmaf(scale, x2 - y2, -scaled_mean);
   }
 };
+
+// The divergence of a row.
+__device__ __forceinline__ float divergence(const State& s) { return kLn2 * (s.t / s.sx + log2f(s.sy / s.sx)); }
 
 }  // namespace strop::reverse_kl

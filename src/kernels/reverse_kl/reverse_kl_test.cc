@@ -128,7 +128,8 @@ struct Expected {
 
 // The oracle's result and the error that fp32 arithmetic may have. With a = x - max x, b = y - max y, d = a - b, in
 // units of 2^-24:
-// - a, b and d are rounded: |a| + |b| + |d|, which e^a turns into relative errors;
+// - a, b and d are rounded: |a| + |b| + |d|, which e^a turns into relative errors; on the GPU, which works in base 2, a
+//   and b once for the shift, once for a change of shift, and a quarter for the rounded log2(e): 2.5 (|a| + |b|);
 // - exp may have 2 ulp (4 units), and |a| / 4 from its argument's reduction: e^a is off by (4 + 2 |a|) of itself, and
 //   (4 + 2 |b|) the same for e^b;
 // - sums: at most 256 terms in a row in fp32 before they meet in a tree or in double, and independent roundings, so
@@ -164,7 +165,7 @@ Expected expectation(Data& data, DType grad_dtype) {
       if (std::isinf(d)) continue;
       product += e * d;
       magnitude += e * std::abs(d);
-      product_error += e * (std::abs(a) + std::abs(b) + std::abs(d) + (6 + 2 * std::abs(a)) * std::abs(d));
+      product_error += e * (2.5 * (std::abs(a) + std::abs(b)) + std::abs(d) + (6 + 2 * std::abs(a)) * std::abs(d));
     }
     const double x_relative = x_error / x_sum + 64, y_relative = y_error / y_sum + 64;
     const double mean = product / x_sum;
@@ -176,9 +177,10 @@ Expected expectation(Data& data, DType grad_dtype) {
       const std::size_t i = static_cast<std::size_t>(row) * x.size() + v;
       if (p == 0) continue;
       const double relative = kUnit * (8 + 2 * std::abs(a) + x_relative);
-      const double error = weight * p *
-                           (relative * std::abs(d - mean) + kUnit * (std::abs(a) + std::abs(b) + 2 * std::abs(d)) +
-                            mean_error + kUnit * std::abs(mean));
+      const double error =
+          weight * p *
+          (relative * std::abs(d - mean) + kUnit * (2.5 * (std::abs(a) + std::abs(b)) + 2 * std::abs(d)) + mean_error +
+           kUnit * std::abs(mean));
       expected.grad_tolerance[i] = error + unit_roundoff(grad_dtype) * (std::abs(expected.grad[i]) + error);
       // The oracle's own roundings, in double.
       expected.grad_tolerance[i] += weight * p * 0x1p-45 * (16 + std::abs(x[v]) + std::abs(y[v]));

@@ -1,4 +1,6 @@
-// How reverse KL is cut over the chip: a pure function of the GPU, the dtypes and the shape.
+// How reverse KL is cut over the chip: a pure function of the GPU, the dtypes and the vocabulary. Not of the number of
+// rows: a row's sums are the same bits whatever shares the batch with it. (They may differ between rows that start at
+// differently aligned addresses, since threads take aligned vectors.)
 #pragma once
 
 #include <algorithm>
@@ -39,8 +41,8 @@ constexpr int max_threads(int student_bytes, int teacher_bytes) {
 }
 constexpr int blocks_wanted(int student_bytes, int teacher_bytes) { return student_bytes + teacher_bytes == 4 ? 3 : 1; }
 
-inline Tuning tune(const Chip& chip, std::int64_t rows, std::int64_t vocab, int student_bytes, int teacher_bytes,
-                   bool fused, std::size_t fixed_shared_bytes) {
+inline Tuning tune(const Chip& chip, std::int64_t vocab, int student_bytes, int teacher_bytes, bool fused,
+                   std::size_t fixed_shared_bytes) {
   Tuning t;
   const int elements = vector_elements(student_bytes, teacher_bytes);
   const std::size_t vector_bytes = static_cast<std::size_t>(elements * (student_bytes + teacher_bytes));
@@ -53,16 +55,18 @@ inline Tuning tune(const Chip& chip, std::int64_t rows, std::int64_t vocab, int 
   const auto room_vectors = static_cast<std::int64_t>(room / vector_bytes);
   const std::int64_t batch = static_cast<std::int64_t>(threads) * kVectorsInFlight;
 
-  // As few blocks a row as keep it on the chip; more where there are fewer rows than the chip has room for. Then as
-  // many as waste the least of the last batch of a thread's loads.
   const auto part = [&](int parts) { return (vectors + parts - 1) / parts; };
-  while (t.parts < kMaxParts && ((fused && part(t.parts) > room_vectors) ||
-                                 (rows * t.parts < chip.multiprocessors * wanted && part(t.parts) > batch / 2))) {
-    ++t.parts;
-  }
-  const auto cost = [&](int parts) { return ((part(parts) + batch - 1) / batch + 1) * parts; };  // 1: the exchange
-  for (int parts = t.parts; t.parts > 1 && parts <= kMaxParts; ++parts) {
-    if (cost(parts) < cost(t.parts)) t.parts = parts;
+  if (fused) {
+    // As few blocks a row as keep it on the chip, then as many as waste the least of the last batch of a thread's
+    // loads.
+    while (t.parts < kMaxParts && part(t.parts) > room_vectors) ++t.parts;
+    const auto cost = [&](int parts) { return ((part(parts) + batch - 1) / batch + 1) * parts; };  // 1: the exchange
+    for (int parts = t.parts; t.parts > 1 && parts <= kMaxParts; ++parts) {
+      if (cost(parts) < cost(t.parts)) t.parts = parts;
+    }
+  } else {
+    // Four batches a thread: few rows still fill the chip, many do not spend their time at exchanges.
+    while (t.parts < kMaxParts && part(t.parts) > 4 * batch) ++t.parts;
   }
   t.clusters = chip.clusters && t.parts > 1;
   t.part_vectors = static_cast<int>(part(t.parts));
