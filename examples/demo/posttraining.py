@@ -169,10 +169,11 @@ def improve(
             rewards = reward(completions, answers)
             advantages = group_advantages(rewards, settings.group)
             with torch.no_grad():
-                old = token_logprobs(model.completion_logits(prompts, completions), completions)
                 ref = token_logprobs(start_model.completion_logits(prompts, completions), completions)
+            old = None
             for _ in range(settings.inner):
                 policy = token_logprobs(model.completion_logits(prompts, completions), completions)
+                old = policy.detach() if old is None else old
                 inputs = (old, ref, advantages, mask)
                 ours = update(curve, trainer, losses.grpo, policy, *inputs, beta=BETA, eps=EPS)
                 if check is not None:
@@ -204,18 +205,23 @@ def distill(
     curve, generator = Curve(), torch.Generator().manual_seed(settings.seed + 4)
     trainer = Trainer(model, settings.student_rate)
     updates = settings.teacher_written + settings.student_written
-    written = teacher.complete(problems.prompts[: problems.train_size], generator)
+    train_prompts = problems.prompts[: problems.train_size]
+    written = teacher.complete(train_prompts, generator)
+    with torch.no_grad():
+        written_logits = teacher.completion_logits(train_prompts, written)
     curve.evaluate(accuracy(model, problems))
     with progress(f"3 distillation, {losses.name}", total=updates) as bar:
         for done in range(1, updates + 1):
             start, aside = time.perf_counter(), 0.0
             index = torch.randint(problems.train_size, (settings.batch,), generator=generator)
-            prompts = problems.prompts[index]
-            on_policy = done > settings.teacher_written
-            completions = model.complete(prompts, generator) if on_policy else written[index]
+            prompts = train_prompts[index]
+            if done <= settings.teacher_written:
+                completions, teacher_logits = written[index], written_logits[index]
+            else:
+                completions = model.complete(prompts, generator)
+                with torch.no_grad():
+                    teacher_logits = teacher.completion_logits(prompts, completions)
             mask = completions_mask(completions)
-            with torch.no_grad():
-                teacher_logits = teacher.completion_logits(prompts, completions)
             student_logits = model.completion_logits(prompts, completions)
             ours = update(curve, trainer, losses.reverse_kl, student_logits, teacher_logits, mask)
             if check is not None:
