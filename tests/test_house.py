@@ -14,7 +14,7 @@ from types import ModuleType
 import pytest
 import strop
 import torch
-from strop import _C, _doctor
+from strop import _C, __main__, _doctor
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -224,11 +224,18 @@ def test_doctor_here(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_command_line() -> None:
-    command = [sys.executable, "-m", "strop"]
-    result = subprocess.run([*command, "doctor"], text=True, capture_output=True)
+    result = subprocess.run([sys.executable, "-m", "strop", "doctor"], text=True, capture_output=True)
     assert result.returncode == 0, result.stderr
     assert strop.__version__ in result.stdout
-    assert subprocess.run(command, capture_output=True).returncode == 2
+
+
+def test_command_line_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_C, "build_info", lambda: CPU_ONLY)
+    monkeypatch.setattr(_doctor, "_torch_devices", lambda: SEEN)
+    assert __main__.main(["doctor"]) == 1
+    with pytest.raises(SystemExit) as no_command:
+        __main__.main([])
+    assert no_command.value.code == 2
 
 
 # ---- Tools ----------------------------------------------------------------------------------------------------------
