@@ -167,6 +167,6 @@ def test_gradients_reach_what_was_sliced(fn: Function, device: str) -> None:
         fn.raw(case.replace(**{case.LEAF: leaf_view})).backward()
         expected = fn(laid_out(case, contiguous)).grad
         grad = base.grad.as_strided(view.shape, view.stride(), view.storage_offset())
-        # Sums may take another order where rows are aligned otherwise: a few roundings of the largest gradient.
-        torch.testing.assert_close(grad, expected, rtol=1e-5, atol=8 * 2.0**-24 * expected.abs().max().item())
+        # Sums may take another order where rows are aligned otherwise: roundings of logits up to about 50, times p.
+        torch.testing.assert_close(grad, expected, rtol=1e-5, atol=1e-6)
         assert base.grad.abs().sum().item() == pytest.approx(grad.abs().sum().item(), rel=1e-4)

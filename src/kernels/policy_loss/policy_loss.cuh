@@ -27,6 +27,7 @@ static_assert(2 * kMaxBlocks * sizeof(Partial) <= 64 * 1024, "the workspace is t
 struct Shared {
   float losses[32];
   std::uint32_t counts[32];
+  unsigned long long totals[32];
 };
 
 // The tiles of one group: first, first + step, … below end. Tile i is chunk i of `row`, or, where row is negative,
@@ -132,8 +133,10 @@ __global__ void __launch_bounds__(1024, 1) policy_loss_kernel(const __grid_const
         ptx::GridArrival arrival = ptx::grid_arrive();
         if (any) walk.tile(a, walk.first, rank).load(a, raw);
         ptx::grid_wait(static_cast<ptx::GridArrival&&>(arrival));
-        float unused;
-        warp_sum_partials(partials + segment * splits, splits, unused, count);
+        // Each count once a block: if every warp read them all, the chip would queue at their few lines of L2.
+        count = 0;
+        for (int i = threadIdx.x; i < splits; i += blockDim.x) count += __ldcg(&partials[segment * splits + i].count);
+        count = block_sum(count, shared.totals);
       }
       weight = weight_of(a, count);
     }
