@@ -53,6 +53,8 @@ def draw(record: dict, kernel: str, folder: Path, stem: str) -> Path:
     figure.suptitle(f"{kernel} on {machine}{threads}, PyTorch {record['versions']['torch']}, {record['commit'][:10]}")
     bars(above, lines, {"vs_eager": "eager", "vs_compile": "torch.compile, the faster form"})
     above.axhline(1, color="black", linewidth=1)
+    above.set_yscale("log")  # eager is often tens of times slower, and 1 is the line that matters
+    above.yaxis.set_major_formatter("{x:g}")
     above.set_ylabel("times faster than")
     above.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
     bars(below, lines, {"of_floor": "floor"})
