@@ -33,7 +33,8 @@ def policy_loss(
 
 
 def reverse_kl(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    student, teacher = student.float().log_softmax(dim=-1), teacher.float().log_softmax(dim=-1)
+    student = student.log_softmax(dim=-1, dtype=torch.float32)
+    teacher = teacher.log_softmax(dim=-1, dtype=torch.float32)
     per_token = (student.exp() * (student - teacher)).sum(dim=-1)
     valid = mask.float()
     return (per_token * valid).sum() / valid.sum().clamp(min=1)
@@ -64,7 +65,8 @@ def policy_loss_written(
 
 def reverse_kl_written(student: Tensor, teacher: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     dtype = student.dtype
-    student, teacher = student.float().log_softmax(dim=-1), teacher.float().log_softmax(dim=-1)
+    student = student.log_softmax(dim=-1, dtype=torch.float32)
+    teacher = teacher.log_softmax(dim=-1, dtype=torch.float32)
     probability, difference = student.exp(), student - teacher
     per_token = (probability * difference).sum(dim=-1)
     valid = mask.float()
@@ -110,7 +112,8 @@ def liger_reverse_kl(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
 
     vocab = student.shape[-1]
     labels = torch.where(mask.flatten() != 0, 0, -100)
-    student, teacher = student.float().log_softmax(dim=-1), teacher.float().log_softmax(dim=-1)
+    student = student.log_softmax(dim=-1, dtype=torch.float32)
+    teacher = teacher.log_softmax(dim=-1, dtype=torch.float32)
     return liger_jsd(student.view(-1, vocab), teacher.view(-1, vocab), labels, jsd_beta=1.0, ignore_index=-100)
 
 

@@ -5,8 +5,8 @@ Post-training losses, each as the loss alone (``*_fwd``), loss and gradient in o
 :func:`doctor` says what was built, what was found and which path each operation will take.
 """
 
-from strop._doctor import doctor
 from strop._C import VERSION as __version__
+from strop._doctor import doctor
 from strop.losses import (
     bnpo_loss,
     bnpo_loss_autograd,

@@ -1,4 +1,4 @@
-"""Fake and autograd registrations of ``torch.ops.strop``, which the extension module defines (bindings/torch/ops.cc)."""
+"""Fake and autograd registrations of ``torch.ops.strop``; the extension module defines it (bindings/torch/ops.cc)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ for _name in ("grpo_loss", "bnpo_loss", "reverse_kl"):
 
 
 # The gradient of a loss was computed with the loss; backward only scales it. That is an operator of its own so that
-# differentiating it a second time is an error: the product rule alone would miss that the gradient depends on the input.
+# differentiating it a second time is an error: the product rule alone would miss how the gradient depends on the input.
 _library.define("scale_grad(Tensor grad, Tensor grad_output) -> Tensor")
 
 

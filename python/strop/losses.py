@@ -4,9 +4,10 @@ Common to all nine functions: the arithmetic is fp32 whatever the inputs' dtype;
 gradient has the dtype and shape of the argument it belongs to; masked tokens reach nothing, even where they hold NaN or
 inf, and their gradient is exactly 0; results are bitwise the same from run to run; any strides are right, and unit
 stride in the last dimension is fast. On CUDA the work goes to the current stream, in one kernel, without
-synchronisation, and may be captured in a graph. Bad arguments raise ``TypeError`` or ``ValueError`` naming the argument.
+synchronisation, and may be captured in a graph. Bad arguments raise ``TypeError`` or ``ValueError`` that name the
+argument.
 
-``f`` and ``f_fwd`` do not take part in autograd; ``f_autograd`` does, and works under ``torch.compile(fullgraph=True)``.
+``f`` and ``f_fwd`` take no part in autograd; ``f_autograd`` does, and works under ``torch.compile(fullgraph=True)``.
 """
 
 from __future__ import annotations
