@@ -109,7 +109,7 @@ const PolicyMistake kPolicyMistakes[] = {
      StatusCode::kValueError,
      {"advantages", "cuda:5"}},
     {[](PolicyCall& c) { c.options.eps = -0.1; }, StatusCode::kValueError, {"eps: expected a number >= 0, got -0.1"}},
-    {[](PolicyCall& c) { c.options.eps = kNan; }, StatusCode::kValueError, {"eps", "nan"}},
+    {[](PolicyCall& c) { c.options.eps = kNan; }, StatusCode::kValueError, {"eps: expected a number >= 0", "nan"}},
     {[](PolicyCall& c) { c.options.eps_high = -1; }, StatusCode::kValueError, {"eps_high", "-1"}},
     {[](PolicyCall& c) { c.options.eps_high = kNan; }, StatusCode::kValueError, {"eps_high", "nan"}},
     {[](PolicyCall& c) { c.options.beta = kNan; }, StatusCode::kValueError, {"beta", "finite", "nan"}},
