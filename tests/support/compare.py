@@ -104,7 +104,8 @@ def _kl_bounds(case: KlCase) -> Bounds:
     underflow = torch.where(p < 4 * TINY[torch.float32], weight.unsqueeze(-1) * p * centred, zero)
     grad = grad + underflow
     # 1: the rounding of a sum of exponentials, the largest of which is 1, whose logarithm is taken.
-    parts = torch.where(live, log_p.abs() + log_q.abs(), zero) + kl.abs() + 1
+    # from_max: that of the exponent, which is a relative error of p.
+    parts = torch.where(live, log_p.abs() + log_q.abs(), zero) + kl.abs() + 1 + from_max * centred
     once = U * weight.unsqueeze(-1) * p * parts + underflow
     decided = torch.zeros_like(x, dtype=torch.bool)
     # A row's divergence is a difference of logarithms of sums, each rounded at a size of about 1 even where it is 0.
