@@ -23,21 +23,26 @@ def _fake_grad(like: Tensor) -> Tensor:
     return torch.empty(like.shape, dtype=like.dtype, device=like.device)
 
 
-def _check_devices(first: Tensor, args: tuple[Any, ...]) -> None:
+_POLICY_TENSORS = ("policy_logprobs", "old_policy_logprobs", "ref_logprobs", "advantages", "completions_mask")
+_KL_TENSORS = ("student_logits", "teacher_logits", "completions_mask")
+
+
+def _check_devices(args: tuple[Any, ...]) -> None:
     """One meta tensor among others brings a call here, whose result would be without contents: an error instead."""
-    for i, other in enumerate(args, 2):
-        if isinstance(other, Tensor) and other.device != first.device:
-            raise ValueError(f"argument {i}: expected the first one's device, {first.device}, got {other.device}")
+    names = _POLICY_TENSORS if len(args) > len(_KL_TENSORS) else _KL_TENSORS
+    for name, tensor in zip(names, args, strict=False):
+        if isinstance(tensor, Tensor) and tensor.device != args[0].device:
+            raise ValueError(f"{name}: expected the device of {names[0]}, {args[0].device}, got {tensor.device}")
 
 
-def _fake_fwd(first: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    _check_devices(first, args)
-    return _fake_loss(first)
+def _fake_fwd(*args: Any) -> Tensor:
+    _check_devices(args)
+    return _fake_loss(args[0])
 
 
-def _fake_fused(first: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-    _check_devices(first, args)
-    return _fake_loss(first), _fake_grad(first)
+def _fake_fused(*args: Any) -> tuple[Tensor, Tensor]:
+    _check_devices(args)
+    return _fake_loss(args[0]), _fake_grad(args[0])
 
 
 for _name in ("grpo_loss_fwd", "bnpo_loss_fwd", "reverse_kl_fwd", "reverse_kl_"):
