@@ -251,7 +251,9 @@ TEST(Simd, TargetIsNamedAndLimited) {
   const SimdTarget best = simd_target();
   for (int i = 0; i <= 3; ++i) {
     const auto wanted = static_cast<SimdTarget>(i);
-    EXPECT_EQ(set_simd_target(wanted), std::min(wanted, best));
+    const SimdTarget got = set_simd_target(wanted);
+    EXPECT_LE(got, wanted);
+    EXPECT_GE(got, std::min(wanted, best));  // the machine may have better ones than STROP_SIMD allows
   }
   EXPECT_EQ(set_simd_target(best), best);
   EXPECT_STREQ(simd_target_name(SimdTarget::kAvx2), "avx2");

@@ -42,8 +42,10 @@ namespace strop::policy_loss {
 namespace {
 
 constexpr std::int64_t kMaxChunks = 256;
-constexpr std::int64_t kPart = 8192;             // tokens of a chunk that is a part of a row
-constexpr std::int64_t kParallelTokens = 24576;  // below it, some 15 us, waking threads costs more than they save
+constexpr std::int64_t kPart = 8192;  // tokens of a chunk that is a part of a row
+// Below these, some 15 us, waking threads costs more than they save.
+constexpr std::int64_t kParallelTokens = 24576;
+constexpr std::int64_t kParallelMaskBytes = 1 << 19;
 
 struct Plan {
   std::int64_t parts, groups;  // chunks a row, and row groups
@@ -81,7 +83,8 @@ Status run_cpu(const Problem& p) {
   std::int64_t counts[kMaxChunks] = {};
   double weights[kMaxChunks];
   if (!by_sequence || plan.parts > 1) {
-    for_each_chunk(chunks, parallel, [&](std::int64_t k) {
+    const bool parallel_count = p.batch * p.tokens * dtype_size(p.mask.dtype) > kParallelMaskBytes;
+    for_each_chunk(chunks, parallel_count, [&](std::int64_t k) {
       plan.visit(p, k,
                  [&](std::int64_t b, std::int64_t first, std::int64_t end) { counts[k] += count(p, b, first, end); });
     });
