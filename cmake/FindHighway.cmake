@@ -1,10 +1,9 @@
-# Google Highway: portable SIMD with dispatch at run time.
+# Google Highway's headers: portable SIMD. Its library, which chooses an instruction set at run time, is not used: see
+# src/base/simd_target.h.
 #
-# Defines the target Highway::hwy and Highway_LIBRARY. The static library is taken where there is one; Debian's
-# libhwy-dev has the shared one only. Set CMAKE_PREFIX_PATH where it is not in a system folder.
+# Defines the target Highway::hwy. Set CMAKE_PREFIX_PATH where it is not in a system folder.
 
 find_path(Highway_INCLUDE_DIR hwy/highway.h)
-find_library(Highway_LIBRARY NAMES libhwy.a hwy)
 if(Highway_INCLUDE_DIR AND EXISTS ${Highway_INCLUDE_DIR}/hwy/base.h)
   foreach(part MAJOR MINOR PATCH)
     set(Highway_version_${part} "")
@@ -23,12 +22,11 @@ endif()
 include(FindPackageHandleStandardArgs)
 find_package_handle_standard_args(
   Highway
-  REQUIRED_VARS Highway_LIBRARY Highway_INCLUDE_DIR
+  REQUIRED_VARS Highway_INCLUDE_DIR
   VERSION_VAR Highway_VERSION)
-mark_as_advanced(Highway_LIBRARY Highway_INCLUDE_DIR)
+mark_as_advanced(Highway_INCLUDE_DIR)
 
 if(Highway_FOUND AND NOT TARGET Highway::hwy)
-  add_library(Highway::hwy UNKNOWN IMPORTED)
-  set_target_properties(Highway::hwy PROPERTIES IMPORTED_LOCATION ${Highway_LIBRARY}
-                                                INTERFACE_INCLUDE_DIRECTORIES ${Highway_INCLUDE_DIR})
+  add_library(Highway::hwy INTERFACE IMPORTED)
+  set_target_properties(Highway::hwy PROPERTIES INTERFACE_INCLUDE_DIRECTORIES ${Highway_INCLUDE_DIR})
 endif()

@@ -30,7 +30,7 @@ endif()
 message(STATUS "strop: Python module for torch >= 2.11, built against ${STROP_TORCH_VERSION} in ${STROP_TORCH_DIR}")
 
 add_library(_C MODULE ${strop_binding_sources})
-target_link_libraries(_C PRIVATE strop Highway::hwy ${STROP_TORCH_DIR}/lib/libtorch_cpu.so)
+target_link_libraries(_C PRIVATE strop ${STROP_TORCH_DIR}/lib/libtorch_cpu.so)
 if(STROP_WITH_CUDA)
   target_link_libraries(_C PRIVATE CUDA::cudart_static)
 endif()
@@ -61,18 +61,7 @@ set_target_properties(
   _C
   PROPERTIES PREFIX ""
              SUFFIX ".abi3.so"
-             BUILD_WITH_INSTALL_RPATH ON
-             INSTALL_RPATH "$ORIGIN"
+             SKIP_BUILD_RPATH ON
              LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/python/strop)
 target_link_options(_C PRIVATE -Wl,--exclude-libs,ALL -Wl,--gc-sections)
 install(TARGETS _C LIBRARY DESTINATION strop COMPONENT python)
-
-# A shared Highway travels beside the module, which finds it through $ORIGIN.
-get_filename_component(strop_highway ${Highway_LIBRARY} REALPATH)
-if(strop_highway MATCHES "\\.so")
-  execute_process(COMMAND ${CMAKE_READELF} -d ${strop_highway} OUTPUT_VARIABLE strop_dynamic COMMAND_ERROR_IS_FATAL ANY)
-  string(REGEX MATCH "SONAME[^[]*\\[([^]]+)\\]" strop_soname "${strop_dynamic}")
-  set(strop_soname ${CMAKE_MATCH_1})
-  configure_file(${strop_highway} ${PROJECT_BINARY_DIR}/python/strop/${strop_soname} COPYONLY)
-  install(FILES ${strop_highway} DESTINATION strop RENAME ${strop_soname} COMPONENT python)
-endif()

@@ -98,9 +98,8 @@ def test_module_loads_anywhere() -> None:
     needed = re.findall(r"NEEDED.*\[(.+)\]", dynamic)
     assert "libtorch_cpu.so" in needed
     assert not [name for name in needed if re.match(r"lib(cuda|nv|python|torch_cuda|torch_python|c10)", name)]
-    assert re.findall(r"(?:RPATH|RUNPATH).*\[(.*)\]", dynamic) == ["$ORIGIN"]
-    if "libhwy.so.1" in needed:
-        assert (Path(_C.__file__).parent / "libhwy.so.1").exists()
+    assert "libhwy.so.1" not in needed
+    assert not re.findall(r"RPATH|RUNPATH", dynamic)
 
 
 def test_module_keeps_its_symbols_to_itself() -> None:

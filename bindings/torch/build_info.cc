@@ -1,13 +1,12 @@
 #include "build_info.h"
 
-#include <hwy/targets.h>
-
 #include <cstdint>
 #include <initializer_list>
 
 #if STROP_WITH_CUDA
 #include "base/device.h"
 #endif
+#include "base/simd_target.h"
 #include "strop/parallel.h"
 
 namespace strop::binding {
@@ -34,12 +33,6 @@ std::string object(std::initializer_list<std::string> fields) {
     out += f;
   }
   return out + '}';
-}
-
-// The best of the instruction sets that this CPU has; Highway's lower bits are better.
-std::string highway_target() {
-  const std::int64_t targets = hwy::SupportedTargets();
-  return hwy::TargetName(targets & -targets);
 }
 
 std::string devices() {
@@ -71,8 +64,8 @@ std::string build_info_json() {
                  field("cuda_architectures", quoted(STROP_CUDA_ARCHITECTURES)),
                  field("compiler", quoted(STROP_COMPILER)), field("nvcc", quoted(STROP_NVCC)),
                  field("torch_version_built", quoted(STROP_TORCH_VERSION_BUILT)),
-                 field("highway_target", quoted(highway_target())), field("cpu_threads", std::to_string(num_threads())),
-                 field("cuda_devices", devices())});
+                 field("highway_target", quoted(simd_target_name(simd_target()))),
+                 field("cpu_threads", std::to_string(num_threads())), field("cuda_devices", devices())});
 }
 
 }  // namespace strop::binding

@@ -5,6 +5,8 @@ Post-training losses, each as the loss alone (``*_fwd``), loss and gradient in o
 :func:`doctor` says what was built, what was found and which path each operation will take.
 """
 
+import torch  # noqa: F401  (first: the extension finds libtorch_cpu.so by its name, once it is loaded)
+
 from strop._C import VERSION as __version__
 from strop._doctor import doctor
 from strop.losses import (
