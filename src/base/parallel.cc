@@ -123,24 +123,37 @@ std::atomic<Pool*> pool{nullptr};
 std::atomic<ParallelForFunction> lent_function{nullptr};
 std::atomic<int (*)()> lent_threads{nullptr};
 
+// Not a function's static: a fork while another thread initialises one would leave it locked in the child.
+std::atomic<int> own_thread_count{0};
+
 int own_threads() {
-  static const int n = default_threads();
+  int n = own_thread_count.load(std::memory_order_relaxed);
+  if (n == 0) own_thread_count.store(n = default_threads(), std::memory_order_relaxed);
   return n;
 }
+
+// Held while the pool is made, and by whoever forks: a fork never meets a pool half made.
+pthread_mutex_t making = PTHREAD_MUTEX_INITIALIZER;
+
+// A forked child has none of the parent's threads, and perhaps a locked mutex of the pool: it starts a pool of its own.
+// Registered when the library is loaded, before anyone can fork.
+[[maybe_unused]] const int fork_handlers =
+    pthread_atfork([] { pthread_mutex_lock(&making); }, [] { pthread_mutex_unlock(&making); },
+                   [] {
+                     pool.store(nullptr);
+                     pthread_mutex_unlock(&making);
+                   });
 
 Pool& own_pool() {
   Pool* p = pool.load(std::memory_order_acquire);
   if (p != nullptr) return *p;
-  static std::mutex mutex;
-  std::lock_guard lock(mutex);
+  pthread_mutex_lock(&making);
   p = pool.load(std::memory_order_acquire);
   if (p == nullptr) {
-    // A forked child has none of the parent's threads, and perhaps a locked mutex: it starts a pool of its own.
-    static const int registered = pthread_atfork(nullptr, nullptr, [] { pool.store(nullptr); });
-    (void)registered;
     p = new Pool(own_threads());
     pool.store(p, std::memory_order_release);
   }
+  pthread_mutex_unlock(&making);
   return *p;
 }
 
