@@ -170,8 +170,8 @@ class Expected:
                 f"oracle {expected[i].item():.9g}, bound {bound[i].item():.3g}"
             )
         # In units of what nobody escapes: the rounding of the output, and one of what it is made of. Unweighted by
-        # size, so that many tokens speak and no outlier decides. Over few tokens eager may be lucky: two units more
-        # are granted for one token, and for the mean over n what is left of them.
+        # size, so that many tokens speak and no outlier decides. Over few tokens eager may be lucky: four units more
+        # are granted for the worst of them, and for the mean over n what is left of two.
         counted = self.case.valid.reshape(self.case.valid.shape + (1,) * (grad.dim() - self.case.valid.dim()))
         counted = counted.expand(grad.shape) & ~self.bounds.undecided
         if not counted.any():
@@ -179,7 +179,7 @@ class Expected:
         unit = (output + self.bounds.rounding)[counted]
         ours = error[counted] / unit
         theirs = (self.eager.grad.double() - expected).abs()[counted] / unit
-        assert ours.max() <= 2 * theirs.max() + 2, (
+        assert ours.max() <= 2 * theirs.max() + 4, (
             f"largest gradient error {ours.max().item():.3g} roundings, eager's {theirs.max().item():.3g}"
         )
         rms = [t.square().mean().sqrt().item() for t in (ours, theirs)]
