@@ -29,10 +29,10 @@ class Workspace {
   void* tensor_ = nullptr;  // AtenTensorHandle
 };
 
-// Calls core(execution) on `like`'s device.
 // What the core says of the gradient, said of student_logits: the argument that the caller knows where they are one.
 Status in_place_status(Status status);
 
+// Calls core(execution) on `like`'s device.
 Status execute(const TensorView& like, const std::function<Status(const Execution&)>& core);
 
 }  // namespace strop::binding

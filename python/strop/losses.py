@@ -37,16 +37,14 @@ def _dispatch(op: Callable[..., Any], *args: Any) -> Any:
         raise _ERRORS[kind](message.splitlines()[0]) from None
 
 
-def _detached(tensor: Any) -> Any:
-    return tensor.detach() if isinstance(tensor, Tensor) and tensor.requires_grad else tensor
-
-
 def _call(fast: Callable[..., Any], op: Callable[..., Any], first: Tensor, *args: Any) -> Any:
     """The eager fast path, or the dispatcher where it must see the call (compilation, subclasses, dispatch modes)."""
     if torch.compiler.is_compiling():
         return op(first.detach(), *args)
     result = fast(first, *args)
-    return _dispatch(op, _detached(first), *args) if result is NotImplemented else result
+    if result is not NotImplemented:
+        return result
+    return _dispatch(op, first.detach() if first.requires_grad else first, *args)
 
 
 class _FusedLoss(torch.autograd.Function):
@@ -244,12 +242,11 @@ def reverse_kl(
     """
     if inplace:
         return _reverse_kl_in_place(student_logits, teacher_logits, completions_mask)
-    if torch.compiler.is_compiling():
-        return ops.reverse_kl(student_logits.detach(), teacher_logits, completions_mask)
-    result = _C.reverse_kl(student_logits, teacher_logits, completions_mask, False)
-    if result is NotImplemented:
-        return _dispatch(ops.reverse_kl, _detached(student_logits), teacher_logits, completions_mask)
-    return result
+    return _call(_reverse_kl_out_of_place, ops.reverse_kl, student_logits, teacher_logits, completions_mask)
+
+
+def _reverse_kl_out_of_place(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+    return _C.reverse_kl(*tensors, False)
 
 
 def _reverse_kl_in_place(student: Tensor, teacher: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

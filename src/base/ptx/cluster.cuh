@@ -12,14 +12,6 @@
 
 namespace strop::ptx {
 
-__device__ __forceinline__ std::uint32_t cluster_rank() {  // of this block in its cluster
-  std::uint32_t r = 0;
-#if STROP_HAS_CLUSTERS
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
-#endif
-  return r;
-}
-
 // barrier.cluster: all threads of all blocks of the cluster. Shared-memory writes before the arrival are seen by every
 // block after the wait.
 __device__ __forceinline__ void cluster_arrive() {
