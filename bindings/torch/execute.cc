@@ -59,7 +59,7 @@ Status in_place_status(Status status) {
   return Status(status.code(), "student_logits: " + status.message().substr(6) + ", with inplace=True");
 }
 
-Status execute(const TensorView& like, const std::function<Status(const Execution&)>& core) {
+Status execute(const TensorView& like, const void* core, Status (*call)(const void*, const Execution&)) {
   Execution execution;
   Workspace workspace;
 #if STROP_WITH_CUDA
@@ -68,13 +68,13 @@ Status execute(const TensorView& like, const std::function<Status(const Executio
     if (!guard.status().ok()) return guard.status();
     if (Status s = current_stream(like, &execution.stream); !s.ok()) return s;
     if (Status s = workspace.allocate(like, &execution.workspace); !s.ok()) return s;
-    return core(execution);
+    return call(core, execution);
   }
 #endif
   if (like.device == DeviceType::kCpu) {
     if (Status s = workspace.allocate(like, &execution.workspace); !s.ok()) return s;
   }
-  return core(execution);  // on any other device the core says which it takes
+  return call(core, execution);  // on any other device the core says which it takes
 }
 
 }  // namespace strop::binding

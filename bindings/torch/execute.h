@@ -1,8 +1,6 @@
 // What both ways into the library share: a workspace, a stream and the right device around one call of the core.
 #pragma once
 
-#include <functional>
-
 #include "strop/losses.h"
 #include "strop/status.h"
 #include "strop/tensor_view.h"
@@ -32,7 +30,12 @@ class Workspace {
 // What the core says of the gradient, said of student_logits: the argument that the caller knows where they are one.
 Status in_place_status(Status status);
 
-// Calls core(execution) on `like`'s device.
-Status execute(const TensorView& like, const std::function<Status(const Execution&)>& core);
+// Calls call(core, execution) on `like`'s device.
+Status execute(const TensorView& like, const void* core, Status (*call)(const void*, const Execution&));
+
+template <class Core>
+Status execute(const TensorView& like, const Core& core) {
+  return execute(like, &core, [](const void* c, const Execution& e) { return (*static_cast<const Core*>(c))(e); });
+}
 
 }  // namespace strop::binding

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "base/ptx/math.cuh"
+
 namespace strop {
 
 inline constexpr unsigned kFullWarp = 0xffffffffu;
@@ -21,6 +23,8 @@ __device__ __forceinline__ T warp_sum(T v) {
   for (int d = 16; d > 0; d /= 2) v += __shfl_xor_sync(kFullWarp, v, d);
   return v;
 }
+
+__device__ __forceinline__ std::uint32_t warp_sum(std::uint32_t v) { return ptx::warp_sum_u32(v); }
 
 // Sum over the block (a multiple of 32 threads); every thread gets it. `scratch` is shared memory for 32 values.
 template <class T>

@@ -54,17 +54,6 @@ __device__ __forceinline__ void warp_sum_partials(const Partial* partials, int n
   loss = warp_sum(loss), count = warp_sum(count);
 }
 
-// Sums over the block, in every thread.
-__device__ __forceinline__ void block_sums(Shared& shared, float& loss, std::uint32_t& count) {
-  loss = warp_sum(loss), count = ptx::warp_sum_u32(count);
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  __syncthreads();  // write after read: the last call's
-  if (lane == 0) shared.losses[warp] = loss, shared.counts[warp] = count;
-  __syncthreads();  // read after write: every warp's sums
-  loss = warp_sum(lane < warps ? shared.losses[lane] : 0.f);
-  count = ptx::warp_sum_u32(lane < warps ? shared.counts[lane] : 0);
-}
-
 // One block sums what all left, a warp a segment of `splits` partials, and writes the loss.
 __device__ __forceinline__ void finish(const Args& a, Shared& shared, const Partial* partials, int segments, int splits,
                                        bool weighted) {
@@ -122,9 +111,7 @@ __global__ void __launch_bounds__(1024, 1) policy_loss_kernel(const __grid_const
       if (own_rows && group <= 32) {
         count = group_sum(n, group);
       } else {
-        float unused = 0;
-        block_sums(shared, unused, n);
-        count = n;
+        count = block_sum(n, shared.counts);
       }
       if (!own_rows) {
         if (threadIdx.x == 0) partials[blockIdx.x] = {0, 0, count};
@@ -154,7 +141,7 @@ __global__ void __launch_bounds__(1024, 1) policy_loss_kernel(const __grid_const
     } else if (own_rows && group <= 32) {
       loss += sum * weight_of(a, group_sum(n, group));
     } else {
-      block_sums(shared, sum, n);
+      sum = block_sum(sum, shared.losses), n = block_sum(n, shared.counts);
       if (threadIdx.x == 0) {
         if (own_rows) loss += sum * weight_of(a, n);
         if (!own_rows) partials[blockIdx.x] = {sum, 0, n};
