@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "base/ptx/emulated.cuh"
+
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 #define STROP_HAS_CLUSTERS 1
 #else
@@ -15,19 +17,25 @@ namespace strop::ptx {
 // barrier.cluster: all threads of all blocks of the cluster. Shared-memory writes before the arrival are seen by every
 // block after the wait.
 __device__ __forceinline__ void cluster_arrive() {
-#if STROP_HAS_CLUSTERS
+#if STROP_EMULATED
+  emu::cluster_arrive();
+#elif STROP_HAS_CLUSTERS
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 #endif
 }
 __device__ __forceinline__ void cluster_wait() {
-#if STROP_HAS_CLUSTERS
+#if STROP_EMULATED
+  emu::cluster_wait();
+#elif STROP_HAS_CLUSTERS
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #endif
 }
 
 // Writes v to where `p`, an address in this block's shared memory, lies in block `rank` of the cluster.
 __device__ __forceinline__ void store_cluster_f32(float* p, std::uint32_t rank, float v) {
-#if STROP_HAS_CLUSTERS
+#if STROP_EMULATED
+  emu::store(emu::map_shared(p, rank), v);
+#elif STROP_HAS_CLUSTERS
   const std::uint32_t local = static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
   std::uint32_t remote;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(local), "r"(rank));

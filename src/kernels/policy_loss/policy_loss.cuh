@@ -10,7 +10,7 @@
 //           the latter are all there is.
 #pragma once
 
-#include "base/launch.h"
+#include "strop/launch.h"
 #include "base/ptx/grid.cuh"
 #include "base/reduce.cuh"
 #include "kernels/policy_loss/policy_loss_tile.cuh"

@@ -9,6 +9,10 @@
 
 #include "strop/status.h"
 
+#ifndef STROP_EMULATED
+#define STROP_EMULATED 0  // 1 where kernels are compiled for the CPU (strop/emu.h)
+#endif
+
 namespace strop {
 
 struct LaunchConfig {
@@ -51,8 +55,12 @@ Status launch(const char* name, void (*kernel)(Params...), const LaunchConfig& c
 // The block's dynamic shared memory, laid out as T.
 template <class T>
 __device__ __forceinline__ T& dynamic_shared() {
+#if STROP_EMULATED
+  return *static_cast<T*>(emu::dynamic_shared());
+#else
   extern __shared__ __align__(16) unsigned char strop_dynamic_shared[];
   return *reinterpret_cast<T*>(strop_dynamic_shared);
+#endif
 }
 
 }  // namespace strop

@@ -1,0 +1,10 @@
+// Whether kernels are compiled for the emulator, in which each wrapper of this folder has a second body.
+#pragma once
+
+#ifndef STROP_EMULATED
+#define STROP_EMULATED 0
+#endif
+
+#if STROP_EMULATED
+#include "emu/device.h"
+#endif

@@ -1,0 +1,176 @@
+// One access to memory: is it there, may it be made, was it written, and does anything order it after the others?
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "emu/counter.h"
+#include "emu/launch.h"
+
+namespace strop::emu {
+namespace {
+
+bool writes(Op op) { return op == Op::kWrite || op == Op::kAtomicWrite; }
+bool is_atomic(Op op) { return op == Op::kAtomicRead || op == Op::kAtomicWrite; }
+bool conflict(Op a, Op b) { return (writes(a) || writes(b)) && !(is_atomic(a) && is_atomic(b)); }
+const char* name_of(Op op) {
+  switch (op) {
+    case Op::kWrite:
+      return "write";
+    case Op::kReadOnly:
+      return "read through the read-only cache";
+    case Op::kAtomicRead:
+      return "atomic read";
+    case Op::kAtomicWrite:
+      return "atomic operation";
+    default:
+      return "read";
+  }
+}
+
+}  // namespace
+
+Region* Launch::find(std::uintptr_t a) {
+  Block& block = *running_->block;
+  if (block.shared->has(a)) return block.shared.get();
+  if (last_region_ != nullptr && last_region_->has(a)) return last_region_;
+  if (Region* r = heap().find(a); r != nullptr) {
+    if (r->has(a)) last_region_ = r;
+    return r;
+  }
+  if (block.shared->near(a)) return block.shared.get();
+  for (const auto& cluster : clusters_) {
+    if (cluster->blocks[0]->cluster != block.cluster) continue;
+    for (const auto& other : cluster->blocks) {
+      if (other->shared->near(a)) return other->shared.get();
+      for (const auto& variable : other->statics) {
+        if (other.get() != &block && variable != nullptr && variable->has(a)) return variable.get();
+      }
+    }
+  }
+  return find_static(a);
+}
+
+void Launch::access(std::uintptr_t a, std::size_t n, Op op, Pc pc, bool aligned) {
+  Thread& t = *running_;
+  // Its own stack, and the launch's arguments.
+  if (t.fiber.owns(a)) return;
+  if (a - reinterpret_cast<std::uintptr_t>(spec_.arguments) < spec_.arguments_bytes && !writes(op)) return;
+  Region* r = find(a);
+  if (r == nullptr) {
+    Symbol symbol;
+    if (find_variable(a, &symbol)) return;  // a __device__ or __constant__ variable, or a table
+    report(Kind::kOutOfBounds,
+           std::string("a ") + name_of(op) + " of " + std::to_string(n) + " bytes that belong to nothing: neither to a "
+           "device buffer nor to shared memory" + (heap().was_freed(a) ? ", but to a buffer that was freed" : ""),
+           pc, &t);
+    give_up();  // the access itself would crash
+  }
+  if (aligned && a % n != 0 && std::has_single_bit(n)) {
+    report(Kind::kMisaligned, std::string("a ") + name_of(op) + " of " + std::to_string(n) + " bytes at " +
+           r->describe(a) + ", which is " + std::to_string(a % n) + " past a multiple of " + std::to_string(n), pc, &t);
+  }
+  if (r->block() != nullptr && r->block()->done()) {
+    report(Kind::kExitedBlock, std::string("a ") + name_of(op) + " of the shared memory of block " +
+           std::to_string(r->block()->id) + ", which has exited", pc, &t);
+  }
+  if (!check_bytes(*r, a, n, op, pc)) return;
+  if (writes(op)) ++progress_;
+  if (counter_ != nullptr)
+    counter_->add(t, t.block->id, t.block->id * ((threads_ + kWarpSize - 1) / kWarpSize) + t.warp(), *r, a, n,
+                  writes(op), pc);
+  check_race(*r, a, n, op, pc);
+}
+
+bool Launch::check_bytes(Region& r, std::uintptr_t a, std::size_t n, Op op, Pc pc) {
+  const std::uint8_t needed = writes(op) ? kWritable : kReadable | kWritten;
+  const std::uint8_t bad = writes(op) ? kArriving | kLeaving : op == Op::kReadOnly ? kArriving | kChanged : kArriving;
+  for (std::size_t i = 0; i < n; ++i) {
+    const std::uintptr_t at = a + i;
+    const std::uint8_t s = r.has(at) ? r.state(at) : 0;
+    if ((s & needed) == needed && (s & bad) == 0) continue;
+    Kind kind = Kind::kOutOfBounds;
+    std::string what = std::string("a ") + name_of(op) + " of " + std::to_string(n) + " bytes, of which one is ";
+    if ((s & (kReadable | kWritable)) == 0) {
+      what += r.describe(at);
+    } else if (writes(op) && (s & kWritable) == 0) {
+      kind = Kind::kReadOnly;
+      what = std::string("a ") + name_of(op) + " of " + r.describe(at) + ", which is an input";
+    } else if ((s & kArriving) != 0) {
+      kind = Kind::kCopyInFlight;
+      what = std::string("a ") + name_of(op) + " of " + r.describe(at) +
+             ", to which an asynchronous copy is on its way that nobody has waited for";
+    } else if (writes(op)) {
+      kind = Kind::kCopyInFlight;
+      what = std::string("a ") + name_of(op) + " of " + r.describe(at) + ", which an asynchronous copy is still reading";
+    } else if ((s & kWritten) == 0) {
+      kind = Kind::kUninitialised;
+      what = std::string("a ") + name_of(op) + " of " + r.describe(at) + ", which nobody has written";
+    } else {
+      kind = Kind::kStaleRead;
+      what = std::string("a ") + name_of(op) + " of " + r.describe(at) + ", which this launch has written";
+    }
+    report(kind, what, pc, running_);
+    if (kind == Kind::kOutOfBounds && !r.near(at)) give_up();
+    if (kind == Kind::kUninitialised) r.set(a, n, kWritten, 0);  // once is enough
+    return kind != Kind::kOutOfBounds;
+  }
+  if (writes(op)) r.set(a, n, kWritten | kChanged | kCountWrite, 0);
+  if (counter_ != nullptr && !writes(op)) r.set(a, n, kCountRead, 0);
+  return true;
+}
+
+bool Launch::knows(const Thread& t, const Touch& touch) const {
+  const std::uint32_t block = touch.thread / threads_, index = touch.thread % threads_;
+  if (block == t.block->id && index == t.index) return true;
+  return t.knows != nullptr && t.knows->of(block, index) >= touch.clock;
+}
+
+void Launch::check_race(Region& r, std::uintptr_t a, std::size_t n, Op op, Pc pc) {
+  Thread& t = *running_;
+  const std::uint32_t self = t.block->id * threads_ + t.index;
+  for (std::uintptr_t at = a; at < a + n; at = at / 4 * 4 + 4) {
+    if (!r.has(at)) return;
+    if ((r.state(at) & kWritable) == 0) return;  // an input: nobody writes it
+    const std::uintptr_t end = std::min(a + n, at / 4 * 4 + 4);
+    const auto bytes = static_cast<std::uint8_t>((1u << (end - at / 4 * 4)) - (1u << at % 4));
+    Word& w = r.word(at);
+    std::vector<Touch>* more = w.n >= Word::kInline ? &r.overflow(w) : nullptr;
+    const auto touch_at = [&](std::uint32_t i) -> Touch& {
+      return i < Word::kInline ? w.touches[i] : (*more)[i - Word::kInline];
+    };
+    for (std::uint32_t i = 0; i < w.n;) {
+      Touch& old = touch_at(i);
+      bool over = false;
+      if ((old.bytes & bytes) != 0) {
+        const bool mine = old.thread == self, before = mine || knows(t, old);
+        if (!before && conflict(old.op, op)) {
+          report(Kind::kRace,
+                 std::string("a ") + name_of(op) + " of " + r.describe(at) + " by " + thread_text(t) + ", and a " +
+                     name_of(old.op) + " by " + thread_text(old.thread / threads_, old.thread % threads_) +
+                     ", with nothing between that orders them",
+                 pc, &t, &old);
+          over = true;
+        }
+        // What this access follows, and conflicts with whatever the old one would, need not be kept.
+        if (op == Op::kWrite || (before && !is_atomic(op) && !writes(old.op)) || (mine && old.op == op)) {
+          old.bytes &= static_cast<std::uint8_t>(~bytes);
+          over = old.bytes == 0;
+        }
+      }
+      if (!over) {
+        ++i;
+        continue;
+      }
+      old = touch_at(w.n - 1);
+      if (w.n > Word::kInline) more->pop_back();
+      --w.n;
+    }
+    if (w.n >= Word::kInline) {
+      r.overflow(w).push_back({});
+      more = &r.overflow(w);
+    }
+    touch_at(w.n++) = {self, t.clock, static_cast<std::uint32_t>(pc - program_start()), bytes, op};
+  }
+}
+
+}  // namespace strop::emu

@@ -1,0 +1,74 @@
+#include "emu/clocks.h"
+
+#include <algorithm>
+#include <map>
+
+namespace strop::emu {
+
+Clock Knowledge::of(std::uint32_t block, std::uint32_t index) const {
+  const auto found = std::lower_bound(blocks_.begin(), blocks_.end(), block,
+                                      [](const auto& entry, std::uint32_t b) { return entry.first < b; });
+  return found == blocks_.end() || found->first != block ? 0 : (*found->second)[index];
+}
+
+KnowledgePtr Knowledge::join(const std::vector<Meeting>& met, std::uint32_t threads) {
+  struct Known {
+    std::vector<std::shared_ptr<const BlockClocks>> arrays;  // different ones
+    std::uint32_t present = 0;                               // threads of the block that meet
+  };
+  std::map<std::uint32_t, Known> known;
+  std::vector<const Knowledge*> seen;  // most who meet share what they knew
+  for (const Meeting& m : met) {
+    ++known[m.block].present;
+    if (m.knew == nullptr || std::find(seen.begin(), seen.end(), m.knew.get()) != seen.end()) continue;
+    seen.push_back(m.knew.get());
+    for (const auto& [block, array] : m.knew->blocks_) {
+      auto& arrays = known[block].arrays;
+      if (std::find(arrays.begin(), arrays.end(), array) == arrays.end()) arrays.push_back(array);
+    }
+  }
+  auto joined = std::make_shared<Knowledge>();
+  std::map<std::uint32_t, BlockClocks*> fresh;
+  for (auto& [block, k] : known) {
+    if (k.present == 0 && k.arrays.size() == 1) {
+      joined->blocks_.emplace_back(block, k.arrays[0]);
+      continue;
+    }
+    auto array = std::make_shared<BlockClocks>(threads, 0);
+    // A thread's own clock is the latest that anybody knows of it.
+    for (const auto& a : k.arrays) {
+      if (k.present == threads) break;
+      for (std::uint32_t i = 0; i < threads; ++i) (*array)[i] = std::max((*array)[i], (*a)[i]);
+    }
+    fresh[block] = array.get();
+    joined->blocks_.emplace_back(block, std::move(array));
+  }
+  for (const Meeting& m : met) (*fresh[m.block])[m.index] = m.clock;
+  return joined;
+}
+
+KnowledgePtr Knowledge::join(const KnowledgePtr& a, const KnowledgePtr& b) {
+  if (a == nullptr || a == b) return b;
+  if (b == nullptr) return a;
+  auto joined = std::make_shared<Knowledge>();
+  auto i = a->blocks_.begin(), j = b->blocks_.begin();
+  while (i != a->blocks_.end() || j != b->blocks_.end()) {
+    if (j == b->blocks_.end() || (i != a->blocks_.end() && i->first < j->first)) {
+      joined->blocks_.push_back(*i++);
+    } else if (i == a->blocks_.end() || j->first < i->first) {
+      joined->blocks_.push_back(*j++);
+    } else {
+      if (i->second == j->second) {
+        joined->blocks_.push_back(*i);
+      } else {
+        auto array = std::make_shared<BlockClocks>(*i->second);
+        for (std::size_t k = 0; k < array->size(); ++k) (*array)[k] = std::max((*array)[k], (*j->second)[k]);
+        joined->blocks_.emplace_back(i->first, std::move(array));
+      }
+      ++i, ++j;
+    }
+  }
+  return joined;
+}
+
+}  // namespace strop::emu

@@ -1,0 +1,176 @@
+// Asynchronous copies and the barriers in shared memory that count their bytes.
+//
+// A copy's bytes arrive as late as they may: cp.async and bulk stores when their group is waited for, a bulk load when
+// somebody would wait for its mbarrier for ever otherwise (or, with a random schedule, at some time before).
+#include <algorithm>
+#include <cstring>
+
+#include "emu/launch.h"
+
+namespace strop::emu {
+namespace {
+
+const char* name_of(CopyKind kind) {
+  return kind == CopyKind::kAsync ? "cp.async" : kind == CopyKind::kBulkLoad ? "a bulk load" : "a bulk store";
+}
+
+}  // namespace
+
+void Launch::copy(CopyKind kind, std::uintptr_t to, std::uintptr_t from, std::size_t bytes, std::size_t from_bytes,
+                  std::uintptr_t barrier, Pc pc) {
+  Thread& t = *running_;
+  const std::size_t unit = kind == CopyKind::kAsync ? bytes : 16;
+  if (bytes % unit != 0 || to % unit != 0 || from % unit != 0) {
+    report(Kind::kMisaligned, std::string(name_of(kind)) + " of " + std::to_string(bytes) +
+           " bytes: both addresses and the size must be multiples of " + std::to_string(unit), pc, &t);
+    give_up();
+  }
+  // Both ends are touched now, by this thread; nobody else may rely on it before the copy has been waited for.
+  for (std::size_t i = 0; i < bytes; i += 16) {
+    const std::size_t n = std::min<std::size_t>(16, bytes - i);
+    if (i < from_bytes) access(from + i, std::min(n, from_bytes - i), Op::kRead, pc, false);
+    access(to + i, n, Op::kWrite, pc, false);
+  }
+  Region* const to_region = find(to);
+  Region* const from_region = find(from);
+  if (to_region == nullptr || from_region == nullptr) give_up();
+  Copy c{kind, &t, t.clock++, to, from, bytes, from_bytes, kind == CopyKind::kBulkLoad ? 0 : t.groups, barrier, pc};
+  if (kind == CopyKind::kBulkLoad) {
+    if (find_mbarrier(barrier, pc) == nullptr) give_up();
+  }
+  to_region->set(to, bytes, kArriving, 0);
+  from_region->set(from, from_bytes, kLeaving, 0);
+  copies_.push_back(c);
+}
+
+void Launch::land(std::size_t i) {
+  const Copy c = copies_[i];
+  copies_.erase(copies_.begin() + static_cast<std::ptrdiff_t>(i));
+  ++progress_;
+  Thread* const before = running_;
+  running_ = c.by;  // addresses are looked up as its own
+  if (Region* r = find(c.from); r != nullptr) r->set(c.from, c.from_bytes, 0, kLeaving);
+  if (Region* r = find(c.to); r != nullptr) r->set(c.to, c.bytes, kWritten | kChanged, kArriving);
+  running_ = before;
+  std::memcpy(reinterpret_cast<void*>(c.to), reinterpret_cast<const void*>(c.from), c.from_bytes);
+  std::memset(reinterpret_cast<void*>(c.to + c.from_bytes), 0, c.bytes - c.from_bytes);
+  if (c.barrier == 0) return;
+  MBarrier& b = mbarriers_[c.barrier];
+  b.bytes -= static_cast<std::int64_t>(c.bytes);
+  b.arrived.push_back({c.by->block->id, c.by->index, c.clock, nullptr});
+  settle(b);
+}
+
+bool Launch::land_copy(bool any) {
+  std::vector<std::size_t> loads;
+  for (std::size_t i = 0; i < copies_.size(); ++i) {
+    if (copies_[i].kind == CopyKind::kBulkLoad) loads.push_back(i);
+  }
+  if (loads.empty()) return false;
+  if (!any) {
+    // Somebody must be waiting for it: else the stall has another reason.
+    const bool waited = std::any_of(mbarriers_.begin(), mbarriers_.end(),
+                                    [](const auto& b) { return !b.second.waiting.empty(); });
+    if (!waited && spins_ == 0) return false;
+  }
+  land(schedule_.order == Order::kRandom ? loads[random() % loads.size()] : loads.front());
+  return true;
+}
+
+void Launch::copies_commit(CopyKind kind) {
+  (void)kind;
+  ++running_->groups;
+}
+
+void Launch::copies_wait(CopyKind kind, std::uint64_t newest, bool sources_only, Pc) {
+  Thread& t = *running_;
+  const std::uint64_t done = t.groups > newest ? t.groups - newest : 0;  // groups below this one
+  for (std::size_t i = 0; i < copies_.size();) {
+    const Copy& c = copies_[i];
+    if (c.by != &t || c.kind != kind || c.group >= done) {
+      ++i;
+    } else if (sources_only) {
+      if (Region* r = find(c.from); r != nullptr) r->set(c.from, c.from_bytes, 0, kLeaving);
+      ++i;
+    } else {
+      land(i);
+    }
+  }
+}
+
+// ---- mbarriers ------------------------------------------------------------------------------------------------------
+
+MBarrier* Launch::find_mbarrier(std::uintptr_t a, Pc pc) {
+  const auto found = mbarriers_.find(a);
+  if (found != mbarriers_.end()) return &found->second;
+  Region* r = find(a);
+  report(Kind::kBarrierMisuse, "an mbarrier that nobody has initialised, at " +
+         (r != nullptr ? r->describe(a) : std::string("an unknown address")), pc, running_);
+  return nullptr;
+}
+
+void Launch::mbarrier_init(std::uintptr_t a, std::uint32_t count, Pc pc) {
+  access(a, 8, Op::kWrite, pc, true);
+  std::memset(reinterpret_cast<void*>(a), 0, 8);
+  MBarrier b;
+  b.count = b.pending = count;
+  mbarriers_[a] = b;
+}
+
+void Launch::mbarrier_arrive(std::uintptr_t a, std::uint32_t count, std::int64_t bytes, Pc pc) {
+  access(a, 8, Op::kAtomicWrite, pc, true);
+  MBarrier* b = find_mbarrier(a, pc);
+  if (b == nullptr) give_up();
+  if (count > b->pending) {
+    report(Kind::kBarrierMisuse, thread_text(*running_) + " arrives at an mbarrier at which phase " +
+           std::to_string(b->phase) + " expects " + std::to_string(b->pending) + " more of " + std::to_string(b->count) +
+           " arrivals", pc, running_);
+    give_up();
+  }
+  b->bytes += bytes;
+  b->pending -= count;
+  if (count > 0) b->arrived.push_back(meeting());
+  settle(*b);
+}
+
+void Launch::settle(MBarrier& b) {
+  ++progress_;
+  if (b.pending > 0 || b.bytes != 0) return;
+  // Several arrivals of one thread: the last counts.
+  b.released = Knowledge::join(b.released, Knowledge::join(b.arrived, threads_));
+  b.arrived.clear();
+  b.pending = b.count;
+  ++b.phase;
+  for (Thread* t : b.waiting) wake(t);
+  b.waiting.clear();
+}
+
+bool Launch::mbarrier_test(std::uintptr_t a, unsigned parity, Pc pc) {
+  access(a, 8, Op::kAtomicRead, pc, true);
+  MBarrier* b = find_mbarrier(a, pc);
+  if (b == nullptr) give_up();
+  if ((b->phase & 1) == (parity & 1)) {
+    polled(false);
+    return false;
+  }
+  running_->knows = Knowledge::join(running_->knows, b->released);
+  return true;
+}
+
+void Launch::mbarrier_wait(std::uintptr_t a, unsigned parity, Pc pc) {
+  access(a, 8, Op::kAtomicRead, pc, true);
+  for (;;) {
+    MBarrier* b = find_mbarrier(a, pc);
+    if (b == nullptr) give_up();
+    if ((b->phase & 1) != (parity & 1)) {
+      running_->knows = Knowledge::join(running_->knows, b->released);
+      return;
+    }
+    b->waiting.push_back(running_);
+    wait("an mbarrier", pc,
+         "phase " + std::to_string(b->phase) + " lacks " + std::to_string(b->pending) + " of " +
+             std::to_string(b->count) + " arrivals and " + std::to_string(b->bytes) + " bytes");
+  }
+}
+
+}  // namespace strop::emu

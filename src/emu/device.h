@@ -1,0 +1,89 @@
+// What emulated device code calls: the CUDA names of src/emu/cuda and the PTX wrappers of src/base/ptx end here. All of
+// it is compiled without instrumentation; memory that it touches for a kernel it checks itself.
+//
+// The line that a report names is that of the call: functions take it from their return address, so the wrappers around
+// them must be inlined (__forceinline__).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+namespace strop::emu {
+
+// ---- Where the calling thread is. Constant for a thread, so that a compiler may ask once. ----------------------------
+
+struct Dim3 {
+  unsigned x, y, z;
+};
+[[gnu::const]] Dim3 thread_index();
+[[gnu::const]] Dim3 block_index();
+[[gnu::const]] Dim3 block_size();
+[[gnu::const]] Dim3 grid_size();
+[[gnu::const]] unsigned lane_index();
+[[gnu::const]] unsigned cluster_size();  // blocks
+[[gnu::const]] unsigned cluster_rank();  // of this block in its cluster
+
+// ---- Memory ---------------------------------------------------------------------------------------------------------
+
+enum class Op : std::uint8_t {
+  kRead,
+  kWrite,
+  kReadOnly,    // through the read-only cache: nobody may write the bytes during the launch
+  kAtomicRead,  // of one location; volatile accesses as well. They race with plain accesses only
+  kAtomicWrite,
+};
+
+// Checks an access of `bytes` at `p`, aligned to its size, by the calling thread. The caller makes it.
+void check(const void* p, std::size_t bytes, Op op);
+
+template <class T>
+inline T load(const void* p, Op op = Op::kRead) {
+  check(p, sizeof(T), op);
+  T v;
+  std::memcpy(&v, p, sizeof(T));
+  return v;
+}
+template <class T>
+inline void store(void* p, const T& v, Op op = Op::kWrite) {
+  check(p, sizeof(T), op);
+  std::memcpy(p, &v, sizeof(T));
+}
+
+// A prefetch: reads nothing, but its address must be one.
+void check_prefetch(const void* p, std::size_t bytes);
+
+// The block's dynamic shared memory, and where an address in this block's shared memory lies in block `rank` of the
+// cluster.
+[[gnu::const]] void* dynamic_shared();
+void* map_shared(const void* p, unsigned rank);
+
+// ---- Order ----------------------------------------------------------------------------------------------------------
+
+// Barrier `id` of the block over `threads` of its threads (0: all). `sync` waits; a thread that only arrives goes on.
+void block_barrier_sync(unsigned id, unsigned threads);
+void block_barrier_arrive(unsigned id, unsigned threads);
+void cluster_arrive();
+void cluster_wait();
+std::uint64_t grid_arrive();
+void grid_wait(std::uint64_t arrival);
+
+enum class Scope : std::uint8_t { kBlock, kGpu };
+void fence(Scope scope);
+
+// An atomic operation: replaces `bytes` (4, 8 or 2) at `p` by what `apply(old, context)` makes of them, and returns the
+// old ones. `order` says whether it also releases or acquires by itself; relaxed ones need fences around them.
+enum class MemoryOrder : std::uint8_t { kRelaxed, kAcquire, kRelease, kAcquireRelease };
+std::uint64_t atomic(void* p, std::size_t bytes, MemoryOrder order, std::uint64_t (*apply)(std::uint64_t, const void*),
+                     const void* context);
+
+// ---- Warps ----------------------------------------------------------------------------------------------------------
+
+// The lanes of `mask` meet: once all have called with the same mask and `what`, `complete` runs once with each lane's
+// payload (null outside the mask), and all go on. Memory is ordered where `orders_memory`.
+void warp_meet(const char* what, unsigned mask, void* payload, void (*complete)(void* const* payloads, unsigned mask),
+               bool orders_memory = false);
+// A shuffle has read from a lane that did not take part.
+void report_shuffle(const char* what, unsigned mask, unsigned source);
+
+}  // namespace strop::emu

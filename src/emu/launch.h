@@ -1,0 +1,298 @@
+// A running launch: blocks of fibers, what they wait for, and what was found.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "emu/clocks.h"
+#include "emu/device.h"
+#include "emu/fiber.h"
+#include "emu/memory.h"
+#include "strop/emu.h"
+
+namespace strop::emu {
+
+using Pc = std::uintptr_t;
+inline constexpr unsigned kWarpSize = 32;
+
+struct Thread {
+  Fiber fiber;
+  Block* block = nullptr;
+  std::uint32_t index = 0;  // in its block
+  Dim3 at{};
+
+  Clock clock = 1;
+  KnowledgePtr knows;
+  // Of fences: what a relaxed atomic write publishes, and what relaxed atomic reads saw, for the next fence to take in.
+  KnowledgePtr fenced_gpu, fenced_block, seen_gpu, seen_block;
+
+  bool ready = true, done = false;
+  bool spinning = false;            // has yielded because it polls memory
+  const char* waits_for = nullptr;  // while it waits
+  Pc waits_at = 0;
+  std::string waits_how;            // more to say of it in a report on a deadlock
+  std::uint64_t cluster_arrival = 0;
+  bool cluster_arrived = false;
+  std::uint64_t groups = 0, open_copies = 0;  // cp.async: committed groups; copies since
+  std::unordered_map<std::uint64_t, std::uint32_t> occurrences;  // of each counted access
+
+  unsigned lane() const { return index % kWarpSize; }
+  unsigned warp() const { return index / kWarpSize; }
+};
+
+// Where threads meet. A generation ends when `expected` have arrived.
+struct Barrier {
+  const char* what = "";
+  std::uint32_t expected = 0;
+  std::vector<Meeting> arrived;
+  std::vector<Thread*> arrived_threads, waiting;
+  Pc first_at = 0;
+  std::uint64_t generation = 0;
+  KnowledgePtr released;  // by the last generation that ended
+};
+
+// Lanes on their way to one warp operation.
+struct Meet {
+  const char* what;
+  unsigned mask;
+  void (*complete)(void* const*, unsigned);
+  bool orders_memory;
+  unsigned arrived = 0;
+  std::vector<Meeting> met;
+  void* payloads[kWarpSize] = {};
+  Thread* threads[kWarpSize] = {};
+  Pc at[kWarpSize] = {};
+};
+
+struct Block {
+  std::uint32_t id = 0;  // linear
+  Dim3 at{};
+  std::uint32_t cluster = 0;
+  std::unique_ptr<Region> shared;                 // dynamic
+  std::vector<std::unique_ptr<Region>> statics;   // __shared__ variables, by their number in the launch; may be null
+  std::vector<std::unique_ptr<Thread>> threads;
+  std::map<unsigned, Barrier> barriers;
+  std::vector<std::vector<Meet>> meets;  // by warp
+  std::uint32_t exited = 0;
+  bool done() const { return exited == threads.size(); }
+};
+
+struct Cluster {
+  std::vector<std::unique_ptr<Block>> blocks;
+  Barrier barrier;
+  bool done() const;
+};
+
+// A static __shared__ variable that this launch has touched: one address for all blocks, so its contents are swapped
+// when another block runs.
+struct StaticShared {
+  std::string name;
+  std::uintptr_t address;
+  std::size_t bytes;
+  std::shared_ptr<Region> live{};  // the variable itself
+};
+
+// What an atomic location publishes.
+struct Published {
+  KnowledgePtr gpu, block;
+  std::uint32_t block_id = 0;
+};
+
+enum class CopyKind : std::uint8_t { kAsync /* cp.async */, kBulkLoad /* to shared memory */, kBulkStore };
+struct Copy {
+  CopyKind kind;
+  Thread* by;
+  Clock clock;
+  std::uintptr_t to, from;
+  std::size_t bytes, from_bytes;  // the rest is filled with zeros
+  std::uint64_t group = 0;
+  std::uintptr_t barrier = 0;  // the mbarrier that counts its bytes
+  Pc at;
+};
+
+// The emulator's side of an mbarrier in shared memory.
+struct MBarrier {
+  std::uint32_t count = 0, pending = 0;
+  std::int64_t bytes = 0;  // expected and not yet there
+  std::uint64_t phase = 0;
+  std::vector<Meeting> arrived;
+  KnowledgePtr released;
+  std::vector<Thread*> waiting;
+};
+
+class Counter;  // counter.h
+
+struct LaunchSpec {
+  Dim3 grid{1, 1, 1}, block{1, 1, 1};
+  std::size_t shared_bytes = 0;
+  unsigned cluster = 1;
+  bool cooperative = false;
+  const void* kernel = nullptr;
+  void (*invoke)(void* arguments) = nullptr;
+  void* arguments = nullptr;
+  std::size_t arguments_bytes = 0;
+};
+
+class Launch {
+ public:
+  Launch(const LaunchSpec& spec, const Schedule& schedule, std::uint32_t number);
+  ~Launch();
+  void run();
+
+  // The launch that this host thread runs, or null; the thread of it that runs.
+  static Launch* current();
+  Thread& running() { return *running_; }
+  // Whether the kernel's own code runs now, so that accesses count.
+  bool in_kernel() const { return in_kernel_; }
+  void set_in_kernel(bool in) { in_kernel_ = in; }
+
+  // ---- of the running thread
+  void access(std::uintptr_t a, std::size_t n, Op op, Pc pc, bool aligned);
+  void barrier_arrive(Barrier& barrier, Pc pc);
+  void barrier_wait(Barrier& barrier, std::uint64_t generation, const char* what, Pc pc);
+  void block_barrier(unsigned id, unsigned threads, bool wait, Pc pc);
+  void cluster_arrive(Pc pc);
+  void cluster_wait(Pc pc);
+  std::uint64_t grid_arrive(Pc pc);
+  void grid_wait(std::uint64_t arrival, Pc pc);
+  void warp_meet(const char* what, unsigned mask, void* payload, void (*complete)(void* const*, unsigned),
+                 bool orders_memory, Pc pc);
+  void fence(Scope scope);
+  std::uint64_t atomic(std::uintptr_t a, std::size_t n, MemoryOrder order,
+                       std::uint64_t (*apply)(std::uint64_t, const void*), const void* context, Pc pc);
+  void volatile_access(std::uintptr_t a, std::size_t n, bool write, Pc pc);
+  void polled(bool changed);  // after a read of what other threads may change: lets them run
+  void wait(const char* what, Pc pc, std::string how = {});
+  void* map_shared(std::uintptr_t a, unsigned rank, Pc pc);
+  Meeting meeting();  // of the running thread; its clock goes on
+
+  // ---- asynchronous copies (copies.cc)
+  void copy(CopyKind kind, std::uintptr_t to, std::uintptr_t from, std::size_t bytes, std::size_t from_bytes,
+            std::uintptr_t barrier, Pc pc);
+  void copies_commit(CopyKind kind);
+  void copies_wait(CopyKind kind, std::uint64_t newest, bool sources_only, Pc pc);
+  void mbarrier_init(std::uintptr_t a, std::uint32_t count, Pc pc);
+  void mbarrier_arrive(std::uintptr_t a, std::uint32_t count, std::int64_t bytes, Pc pc);
+  bool mbarrier_test(std::uintptr_t a, unsigned parity, Pc pc);
+  void mbarrier_wait(std::uintptr_t a, unsigned parity, Pc pc);
+
+  // ---- reports
+  void report(Kind kind, std::string text, Pc pc, const Thread* thread, const Touch* other = nullptr);
+  std::string thread_text(std::uint32_t block, std::uint32_t index) const;
+  std::string thread_text(const Thread& t) const { return thread_text(t.block->id, t.index); }
+  [[noreturn]] void give_up();  // leaves the running thread for ever, and ends the launch
+
+  const LaunchSpec& spec() const { return spec_; }
+  std::uint32_t block_threads() const { return threads_; }
+  Region* find(std::uintptr_t a);
+  Dim3 position(std::uint32_t linear, const Dim3& size) const;
+
+  std::string kernel_name;
+  Counts totals;
+
+ private:
+  struct Found {
+    Kind kind;
+    std::string text;
+    std::vector<Pc> where;
+    Pc pc = 0, other = 0;
+    std::uint64_t times = 1;
+  };
+  void start_cluster();
+  void end_thread(Thread& t);
+  bool unstall();      // where nobody can go on: lands a copy, starts more blocks; false: it is a deadlock
+  bool land_copy(bool any);
+  void land(std::size_t copy);
+  void settle(MBarrier& b);
+  void report_deadlock();
+  void check_left_barriers(Block& block);
+  void finish_barrier(Barrier& barrier);
+  void settle_meet(Block& block, unsigned warp, unsigned mask);  // ends it where nobody more can come
+  void wake(Thread* t);
+  void switch_statics(Block* to);
+  Region* find_static(std::uintptr_t a);
+  Region& static_of(Block& block, std::size_t i);  // the block's contents while another runs
+  Region& live_static(Block& block, std::size_t i);
+  bool check_bytes(Region& r, std::uintptr_t a, std::size_t n, Op op, Pc pc);
+  void check_race(Region& r, std::uintptr_t a, std::size_t n, Op op, Pc pc);
+  void finish_counts();
+  void publish_reports();
+  bool knows(const Thread& t, const Touch& touch) const;
+  MBarrier* find_mbarrier(std::uintptr_t a, Pc pc);
+
+  static void enter(void* thread);
+
+  LaunchSpec spec_;
+  Schedule schedule_;
+  std::uint32_t number_;
+  std::uint32_t threads_, blocks_;
+  std::uint64_t random_;
+  std::uint64_t random();
+  std::vector<std::unique_ptr<Cluster>> clusters_;  // that run
+  std::vector<std::uint32_t> to_start_;             // clusters, last first
+  std::size_t resident_ = 0, max_resident_ = 1;     // blocks
+  std::deque<Thread*> ready_;
+  Thread* running_ = nullptr;
+  Block* statics_of_ = nullptr;  // whose contents static __shared__ variables have
+  std::vector<StaticShared> statics_;
+  Barrier grid_;
+  std::unordered_map<std::uintptr_t, Published> published_;
+  std::vector<Copy> copies_;
+  std::unordered_map<std::uintptr_t, MBarrier> mbarriers_;
+  std::uint64_t progress_ = 0, stalled_at_ = 0, spins_ = 0;
+  bool over_ = false, in_kernel_ = false;
+  std::vector<Found> found_;
+  Region* last_region_ = nullptr;
+  std::unique_ptr<Counter> counter_;
+  std::uint64_t switches_ = 0, barriers_ = 0;
+  Stacks& stacks_;
+};
+
+// Runs it, with its reports and counts going to the calling thread.
+void run_launch(const LaunchSpec& spec);
+std::unique_lock<std::recursive_mutex> lock_device();
+// A launch that was refused.
+void report_refused(const void* kernel, const std::string& why);
+
+// What the thread has set (emulator.cc).
+struct Settings {
+  Device device;
+  Schedule schedule;
+  bool replay = false;
+  Schedule replayed;
+  bool print = true, counting = false;
+  std::uint32_t launches = 0;
+  std::uint64_t drawn = 0;  // seeds, since set_schedule
+  std::vector<Report> reports;
+  std::size_t failures = 0;  // reports since the last cudaDeviceSynchronize or cudaGetLastError
+  std::vector<NamedView> names;
+  Counts counts;
+  struct MapLine {
+    std::string name;
+    std::vector<std::int16_t> words;  // Region::touched_by
+  };
+  std::vector<MapLine> map;
+};
+Settings& settings();
+
+// Source lines of program addresses, innermost function first; frames of the emulator and of PTX wrappers are left out.
+std::vector<std::vector<Frame>> frames_of(const std::vector<std::vector<Pc>>& stacks);
+Pc program_start();
+// The kernel's or a variable's name; the variable that has an address (name, start, size), from the symbol table.
+std::string symbol_name(const void* address);
+struct Symbol {
+  std::string name;
+  std::uintptr_t address = 0;
+  std::size_t bytes = 0;
+  bool local = false;  // of a function: a static __shared__ variable
+};
+bool find_variable(std::uintptr_t address, Symbol* symbol);
+
+}  // namespace strop::emu

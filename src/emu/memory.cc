@@ -1,0 +1,236 @@
+#include "emu/memory.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace strop::emu {
+namespace {
+
+constexpr std::uint8_t kPoison = 0xfb;  // a NaN in every float dtype, true as a mask, far outside as an index
+
+std::uintptr_t align(std::uintptr_t a) { return (a + 1023) / 1024 * 1024; }
+
+// Bytes from the view's first element to element i of its row-major order.
+template <class F>
+void for_each_element(const TensorView& v, F&& f) {
+  const std::int64_t n = v.numel(), size = dtype_size(v.dtype);
+  std::int64_t index[kMaxRank] = {};
+  for (std::int64_t i = 0; i < n; ++i) {
+    std::int64_t offset = 0;
+    for (int d = 0; d < v.rank; ++d) offset += index[d] * v.strides[d];
+    if (!f(index, offset * size)) return;
+    for (int d = v.rank - 1; d >= 0 && ++index[d] == v.shape[d]; --d) index[d] = 0;
+  }
+}
+
+std::string shape_text(const TensorView& v) {
+  std::string text = "(";
+  for (int d = 0; d < v.rank; ++d) text += (d > 0 ? ", " : "") + std::to_string(v.shape[d]);
+  return text + ") " + dtype_name(v.dtype);
+}
+
+std::string bytes_text(std::uintptr_t n) { return std::to_string(n) + (n == 1 ? " byte" : " bytes"); }
+
+}  // namespace
+
+Region::Region(std::string name, std::size_t bytes, const Block* block, std::uintptr_t phase)
+    : name_(std::move(name)),
+      memory_(new unsigned char[bytes + 2 * kRedzone + 1024 + phase]),
+      begin_(align(reinterpret_cast<std::uintptr_t>(memory_.get()) + kRedzone) + phase),
+      bytes_(bytes),
+      redzone_(kRedzone),
+      block_(block),
+      state_(bytes) {
+  std::memset(reinterpret_cast<void*>(begin_ - redzone_), kPoison, bytes_ + 2 * redzone_);
+  poison();
+}
+
+Region::Region(std::string name, void* data, std::size_t bytes, const Block* block)
+    : name_(std::move(name)), begin_(reinterpret_cast<std::uintptr_t>(data)), bytes_(bytes), block_(block), state_(bytes) {
+  poison();
+}
+
+void Region::poison() {
+  std::memset(reinterpret_cast<void*>(begin_), kPoison, bytes_);
+  std::fill(state_.begin(), state_.end(), std::uint8_t{kReadable | kWritable});
+  for (Word& w : words_) w.launch = 0;
+  overflow_.clear();
+}
+
+void Region::set(std::uintptr_t a, std::size_t n, std::uint8_t set, std::uint8_t clear) {
+  for (std::size_t i = 0; i < n; ++i) {
+    if (!has(a + i)) continue;
+    std::uint8_t& s = state(a + i);
+    s = static_cast<std::uint8_t>((s & ~clear) | set);
+  }
+}
+
+void Region::take_states(std::uintptr_t to, std::size_t bytes, const Region* source, std::uintptr_t from) {
+  for (std::size_t i = 0; i < bytes; ++i) {
+    const bool written = source == nullptr || (source->state_[from + i - source->begin_] & kWritten) != 0;
+    set(to + i, 1, written ? kWritten : 0, kWritten);
+  }
+}
+
+void Region::take_contents(const Region& other) {
+  std::memcpy(reinterpret_cast<void*>(begin_), reinterpret_cast<const void*>(other.begin_), bytes_);
+  state_ = other.state_, words_ = other.words_, overflow_ = other.overflow_, launch_ = other.launch_;
+}
+
+Word& Region::word(std::uintptr_t a) {
+  // Words are counted from a multiple of 4, which begin_ may not be.
+  if (words_.empty()) words_.resize((bytes_ + begin_ % 4) / 4 + 1);
+  Word& w = words_[a / 4 - begin_ / 4];
+  if (w.launch != launch_) w.launch = launch_, w.n = 0;
+  return w;
+}
+
+void Region::forget_touches(std::uint32_t launch) {
+  launch_ = launch;
+  overflow_.clear();
+  for (std::uint8_t& s : state_) s = s & (kReadable | kWritable | kWritten);
+  touched_by.clear();
+  reads = writes = 0;
+}
+
+std::string Region::describe(std::uintptr_t a) const {
+  struct Place {  // where the byte lies, seen from a view
+    std::uintptr_t distance;
+    std::string text;
+  };
+  Place best{~std::uintptr_t{0}, {}};
+  for (const NamedView& named : views_) {
+    const TensorView& v = named.view;
+    const auto first = reinterpret_cast<std::uintptr_t>(v.data);
+    const auto size = static_cast<std::uintptr_t>(dtype_size(v.dtype));
+    const std::string what = std::string(named.name) + " " + shape_text(v);
+    std::uintptr_t low = first, high = first;
+    std::string element;
+    for_each_element(v, [&](const std::int64_t* index, std::int64_t offset) {
+      const std::uintptr_t e = first + static_cast<std::uintptr_t>(offset);
+      low = std::min(low, e), high = std::max(high, e + size);
+      if (a - e >= size) return true;
+      element = named.name;
+      for (int d = 0; d < v.rank; ++d) element += "[" + std::to_string(index[d]) + "]";
+      element += (a != e ? " byte " + std::to_string(a - e) : std::string()) + " of " + shape_text(v);
+      return false;
+    });
+    if (!element.empty()) return element;
+    Place place{0, "between the elements of " + what};
+    if (a < low) place = {low - a, bytes_text(low - a) + " before " + what};
+    if (a >= high) place = {a - high + 1, bytes_text(a - high) + " past the end of " + what};
+    if (place.distance < best.distance) best = std::move(place);
+  }
+  if (!best.text.empty()) return best.text;
+  const std::string what = name_ + " (" + bytes_text(bytes_) + ")";
+  if (a < begin_) return bytes_text(begin_ - a) + " before " + what;
+  if (a >= end()) return bytes_text(a - end()) + " past the end of " + what;
+  return "byte " + std::to_string(a - begin_) + " of " + what;
+}
+
+void Region::add_view(const NamedView& named) {
+  if (views_.empty()) set(begin_, bytes_, 0, kReadable | kWritable);
+  views_.push_back(named);
+  const auto first = reinterpret_cast<std::uintptr_t>(named.view.data);
+  const auto size = static_cast<std::size_t>(dtype_size(named.view.dtype));
+  const bool input = named.access == Access::kInput, output = named.access == Access::kOutput;
+  for_each_element(named.view, [&](const std::int64_t*, std::int64_t offset) {
+    set(first + static_cast<std::uintptr_t>(offset), size, input ? kReadable : kReadable | kWritable,
+        output ? kWritten : 0);
+    return true;
+  });
+}
+
+std::pair<std::uintptr_t, std::uintptr_t> Region::reach(const NamedView& named) {
+  const auto first = reinterpret_cast<std::uintptr_t>(named.view.data);
+  std::uintptr_t low = first, high = first;
+  for_each_element(named.view, [&](const std::int64_t*, std::int64_t offset) {
+    const std::uintptr_t e = first + static_cast<std::uintptr_t>(offset);
+    low = std::min(low, e), high = std::max(high, e + static_cast<std::uintptr_t>(dtype_size(named.view.dtype)));
+    return true;
+  });
+  return {low, high};
+}
+
+void Region::add_counts(std::vector<BufferCounts>& out) const {
+  const auto bits = [&](std::uintptr_t a, std::size_t n, BufferCounts& c) {
+    for (std::size_t i = 0; i < n; ++i) {
+      const std::uint8_t s = state_[a + i - begin_];
+      c.bytes_read += (s & kCountRead) != 0, c.bytes_written += (s & kCountWrite) != 0;
+    }
+  };
+  if (views_.empty()) {
+    BufferCounts c{name_, static_cast<std::int64_t>(bytes_), reads, writes};
+    bits(begin_, bytes_, c);
+    if (reads + writes > 0) out.push_back(c);
+    return;
+  }
+  for (const NamedView& named : views_) {
+    const auto size = static_cast<std::size_t>(dtype_size(named.view.dtype));
+    BufferCounts c{named.name, named.view.numel() * static_cast<std::int64_t>(size)};
+    // Views that share a buffer share what all threads together moved; a buffer of its own is the usual case.
+    c.reads = reads, c.writes = writes;
+    const auto first = reinterpret_cast<std::uintptr_t>(named.view.data);
+    for_each_element(named.view, [&](const std::int64_t*, std::int64_t offset) {
+      bits(first + static_cast<std::uintptr_t>(offset), size, c);
+      return true;
+    });
+    out.push_back(c);
+  }
+}
+
+std::string Region::unwritten(const NamedView& named) {
+  const auto first = reinterpret_cast<std::uintptr_t>(named.view.data);
+  std::int64_t n = 0;
+  std::string example;
+  for_each_element(named.view, [&](const std::int64_t*, std::int64_t offset) {
+    const std::uintptr_t e = first + static_cast<std::uintptr_t>(offset);
+    if ((state(e) & kWritten) == 0 && n++ == 0) example = describe(e);
+    return true;
+  });
+  return n == 0 ? "" : std::to_string(n) + " elements of an output were never written, the first is " + example;
+}
+
+void Region::remove_views() {
+  if (views_.empty()) return;
+  views_.clear();
+  set(begin_, bytes_, kReadable | kWritable, 0);
+}
+
+void* Heap::allocate(std::size_t bytes) {
+  auto region = std::make_unique<Region>("a device buffer", bytes, nullptr);
+  void* data = reinterpret_cast<void*>(region->begin());
+  const auto at = std::lower_bound(regions_.begin(), regions_.end(), region->begin(),
+                                   [](const auto& r, std::uintptr_t a) { return r->begin() < a; });
+  regions_.insert(at, std::move(region));
+  return data;
+}
+
+bool Heap::release(void* data) {
+  const auto found = std::find_if(regions_.begin(), regions_.end(),
+                                  [&](const auto& r) { return r->begin() == reinterpret_cast<std::uintptr_t>(data); });
+  if (found == regions_.end()) return false;
+  if (freed_.size() >= 64) freed_.erase(freed_.begin());
+  freed_.emplace_back((*found)->begin(), (*found)->bytes());
+  regions_.erase(found);
+  return true;
+}
+
+bool Heap::was_freed(std::uintptr_t a) const {
+  return std::any_of(freed_.begin(), freed_.end(), [&](const auto& f) { return a - f.first < f.second; });
+}
+
+Region* Heap::find(std::uintptr_t a) {
+  auto at = std::upper_bound(regions_.begin(), regions_.end(), a,
+                             [](std::uintptr_t x, const auto& r) { return x < r->begin(); });
+  if (at != regions_.begin() && (*std::prev(at))->has(a)) return std::prev(at)->get();
+  if (at != regions_.begin() && (*std::prev(at))->near(a)) return std::prev(at)->get();
+  return at != regions_.end() && (*at)->near(a) ? at->get() : nullptr;
+}
+
+Heap& heap() {
+  static Heap heap;
+  return heap;
+}
+
+}  // namespace strop::emu
