@@ -82,9 +82,8 @@ STROP_EMU_MODE(_ru, strop::emu::Rounding::kUp)
 #undef STROP_EMU_MODE
 #undef STROP_EMU_INTEGER
 
-// ---- Arithmetic, rounded to nearest even
-// ----------------------------------------------------------------------------- Sums and products are written as fmas,
-// so that no compiler makes one fma of them.
+// ---- Arithmetic, rounded to nearest even ---------------------------------------------------------------------------
+// Sums and products are written as fmas, so that no compiler makes one fma of them.
 
 __device__ __forceinline__ float __fmaf_rn(float a, float b, float c) {
   return strop::emu::narrow_to_float(strop::emu::fma_to_odd(a, b, c));
