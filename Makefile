@@ -25,7 +25,7 @@ BUILD_SETTINGS := --no-build-isolation --no-deps --config-settings=build-dir=bui
                   --config-settings=cmake.args=--preset=$(PRESET) --config-settings=cmake.define.STROP_TESTS=ON
 INSTALLED := $(VENV)/strop-$(PRESET)
 
-.PHONY: help demo test check build wheel bench gpu-check clean distclean
+.PHONY: help demo test emu check build wheel bench gpu-check clean distclean
 .DEFAULT_GOAL := help
 
 help:  ## what there is to make
@@ -37,6 +37,10 @@ demo: $(INSTALLED)  ## train a small transformer with the losses, on this CPU
 
 test: $(INSTALLED)  ## all tests; the last line is N passed, M failed
 	$(VENV)/bin/python tools/run_tests $(PRESET)
+
+emu: $(INSTALLED)  ## planted mistakes in the emulator: every one found, no false alarm
+	@cmake --build --preset $(PRESET) --target strop_planted
+	@build/$(PRESET)/src/emu/strop_planted
 
 check: $(VENV)/ready  ## lint: clang-format, ruff, the rules of the house
 	$(VENV)/bin/python tools/check

@@ -15,7 +15,7 @@
 
 namespace strop::emu {
 
-// ---- The device -----------------------------------------------------------------------------------------------------
+// ---- Devices --------------------------------------------------------------------------------------------------------
 
 struct Device {
   int capability = 90;  // 10 * major + minor; clusters from 90 on
@@ -23,8 +23,10 @@ struct Device {
   std::size_t shared_bytes_per_block = 227 * 1024;  // the most that one block may opt into
   std::size_t shared_bytes_per_multiprocessor = 228 * 1024;
 };
-const Device& device();
-void set_device(const Device& device);
+// The emulated machine has one device like that at first. A thread's current one is cudaSetDevice's; set_devices is for
+// a program's beginning, since launchers remember what a device has.
+void set_devices(const std::vector<Device>& devices);
+const Device& device();  // the current one
 
 // ---- The schedule ---------------------------------------------------------------------------------------------------
 
@@ -42,8 +44,9 @@ void replay(const Schedule& schedule);
 
 // ---- Names ----------------------------------------------------------------------------------------------------------
 
-// What a launch may do with a buffer's elements. The contents of an output are taken for not yet written.
-enum class Access : std::uint8_t { kInput, kOutput, kInOut };
+// What a launch may do with a buffer's elements. The contents of an output and of scratch are taken for not yet
+// written; what a launch leaves so is reported of an output alone.
+enum class Access : std::uint8_t { kInput, kOutput, kInOut, kScratch };
 
 struct NamedView {
   const char* name;
@@ -106,17 +109,19 @@ void print_reports(bool print);
 
 // ---- Counts ---------------------------------------------------------------------------------------------------------
 
-// Of one named view, or of a whole buffer where nothing in it is named.
+// Of one named view, or of a whole buffer where nothing in it is named. Memory that views share counts as that of the
+// one that was named first.
 struct BufferCounts {
   std::string name;
-  std::int64_t size = 0;                        // bytes of its elements
-  std::int64_t reads = 0, writes = 0;           // bytes moved by all threads together
+  std::int64_t size = 0;                           // bytes of its elements, those that lie on each other once
+  std::int64_t reads = 0, writes = 0;              // bytes moved by all threads together
   std::int64_t bytes_read = 0, bytes_written = 0;  // different ones
 };
 
-// Of one line of the kernel that accesses memory.
+// Of one line of the kernel that accesses memory, and one buffer.
 struct LineCounts {
   Frame where;
+  std::string buffer;  // as in BufferCounts; "shared memory"
   bool shared = false, write = false;
   std::int64_t threads = 0;  // accesses
   std::int64_t warps = 0;    // the same, a warp's lanes together
@@ -134,11 +139,13 @@ struct Counts {
   std::vector<LineCounts> lines;
 };
 
-// Counting costs time: off at first. The counts are those of this thread's last launch.
+// Counting costs time: off at first. The counts are those of this thread's last launch; without counting they have no
+// buffers and no lines.
 void set_counting(bool counting);
 const Counts& counts();
 // Who touches what in the last launch that was counted: a line of characters a buffer, one for each of `columns` equal
-// parts; a digit or letter is a block (the first few), '*' several, '.' nobody.
+// parts of its elements in row-major order. A digit or letter is a block (0 to 9, a to z, A to Z, and again from 0),
+// '*' several, '.' nobody.
 std::string memory_map(int columns = 64);
 
 }  // namespace strop::emu

@@ -69,7 +69,7 @@ void for_each_simd(F&& f) {
   for (const Backend& backend : all_backends()) {
     if (backend.cuda()) continue;
     SCOPED_TRACE(::testing::Message() << backend);
-    const UseSimd use(backend);
+    const UseBackend use(backend);
     f();
   }
 }

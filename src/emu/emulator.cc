@@ -31,8 +31,14 @@ Settings& settings() {
   return settings;
 }
 
-const Device& device() { return settings().device; }
-void set_device(const Device& device) { settings().device = device; }
+std::vector<Device>& devices() {
+  static std::vector<Device> devices(1);
+  return devices;
+}
+void set_devices(const std::vector<Device>& d) {
+  if (!d.empty()) devices() = d;
+}
+const Device& device() { return devices()[static_cast<std::size_t>(settings().device)]; }
 
 void set_schedule(const Schedule& schedule) {
   settings().schedule = schedule;
@@ -95,22 +101,21 @@ void set_counting(bool counting) { settings().counting = counting; }
 const Counts& counts() { return settings().counts; }
 
 std::string memory_map(int columns) {
-  static constexpr char kNames[] = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+  static constexpr char kBlocks[] = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
   std::size_t width = 0;
-  for (const auto& line : settings().map) width = std::max(width, line.name.size());
+  for (const MapLine& line : settings().map) width = std::max(width, line.name.size());
   std::string text;
-  for (const auto& line : settings().map) {
+  for (const MapLine& line : settings().map) {
     text += line.name + std::string(width - line.name.size() + 2, ' ');
-    const std::size_t n = line.words.size();
+    const std::size_t n = line.blocks.size();
     const std::size_t shown = std::min<std::size_t>(n, static_cast<std::size_t>(std::max(columns, 1)));
     for (std::size_t c = 0; c < shown; ++c) {
-      int who = -1;
-      for (std::size_t i = c * n / shown; i < std::max((c + 1) * n / shown, c * n / shown + 1); ++i) {
-        const int w = line.words[i];
-        if (w == -1) continue;
-        who = who == -1 || who == w ? w : -2;
+      std::int32_t who = kNobody;
+      for (std::size_t i = c * n / shown; i < (c + 1) * n / shown; ++i) {
+        const std::int32_t one = line.blocks[i];
+        if (one != kNobody) who = who == kNobody || who == one ? one : kSeveral;
       }
-      text += who == -1 ? '.' : who == -2 ? '*' : who < 62 ? kNames[who] : '#';
+      text += who == kNobody ? '.' : who == kSeveral ? '*' : kBlocks[static_cast<std::size_t>(who) % 62];
     }
     text += "\n";
   }

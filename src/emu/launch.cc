@@ -33,7 +33,7 @@ Launch::Launch(const LaunchSpec& spec, const Schedule& schedule, std::uint32_t n
       blocks_(spec.grid.x * spec.grid.y * spec.grid.z),
       random_(schedule.seed * 0x9e3779b97f4a7c15ull + 1),
       stacks_(tls_stacks) {
-  const Device& d = settings().device;
+  const Device& d = device();
   const std::size_t per_multiprocessor = std::min({kThreadsPerMultiprocessor / threads_, kBlocksPerMultiprocessor,
                                                    d.shared_bytes_per_multiprocessor / (spec.shared_bytes + 1024)});
   max_resident_ = std::max<std::size_t>(1, per_multiprocessor) * static_cast<std::size_t>(d.multiprocessors);
@@ -130,7 +130,7 @@ void Launch::run() {
     ++switches_;
     t->fiber.resume();
     running_ = nullptr, in_kernel_ = false;
-    if (t->fiber.overflown()) {
+    if (t->fiber.done() && t->fiber.overflown()) {
       report(Kind::kOutOfBounds, thread_text(*t) + " used more than " + std::to_string(Stacks::kBytes) +
              " bytes of stack", 0, t);
       break;

@@ -263,7 +263,7 @@ void report_refused(const void* kernel, const std::string& why);
 
 // What the thread has set (emulator.cc).
 struct Settings {
-  Device device;
+  int device = 0;
   Schedule schedule;
   bool replay = false;
   Schedule replayed;
@@ -274,13 +274,10 @@ struct Settings {
   std::size_t failures = 0;  // reports since the last cudaDeviceSynchronize or cudaGetLastError
   std::vector<NamedView> names;
   Counts counts;
-  struct MapLine {
-    std::string name;
-    std::vector<std::int16_t> words;  // Region::touched_by
-  };
-  std::vector<MapLine> map;
+  std::vector<MapLine> map;  // of the last launch that was counted
 };
 Settings& settings();
+std::vector<Device>& devices();
 
 // Source lines of program addresses, innermost function first; frames of the emulator and of PTX wrappers are left out.
 std::vector<std::vector<Frame>> frames_of(const std::vector<std::vector<Pc>>& stacks);

@@ -23,6 +23,20 @@ void for_each_element(const TensorView& v, F&& f) {
   }
 }
 
+// The same by stretches of elements that lie one behind the other: f(address, elements).
+template <class F>
+void for_each_run(const TensorView& v, F&& f) {
+  TensorView outer = v;
+  std::int64_t run = 1;
+  while (outer.rank > 0 && (outer.strides[outer.rank - 1] == run || outer.shape[outer.rank - 1] == 1))
+    run *= outer.shape[--outer.rank];
+  const auto first = reinterpret_cast<std::uintptr_t>(v.data);
+  for_each_element(outer, [&](const std::int64_t*, std::int64_t offset) {
+    if (run > 0) f(first + static_cast<std::uintptr_t>(offset), run);
+    return true;
+  });
+}
+
 std::string shape_text(const TensorView& v) {
   std::string text = "(";
   for (int d = 0; d < v.rank; ++d) text += (d > 0 ? ", " : "") + std::to_string(v.shape[d]);
@@ -58,11 +72,11 @@ void Region::poison() {
 }
 
 void Region::set(std::uintptr_t a, std::size_t n, std::uint8_t set, std::uint8_t clear) {
-  for (std::size_t i = 0; i < n; ++i) {
-    if (!has(a + i)) continue;
-    std::uint8_t& s = state(a + i);
-    s = static_cast<std::uint8_t>((s & ~clear) | set);
-  }
+  const std::uintptr_t from = std::max(a, begin_), to = std::min(a + n, end());
+  if (from >= to) return;
+  std::uint8_t* const s = &state_[from - begin_];
+  const auto kept = static_cast<std::uint8_t>(~clear);
+  for (std::size_t i = 0; i < to - from; ++i) s[i] = static_cast<std::uint8_t>((s[i] & kept) | set);
 }
 
 void Region::take_states(std::uintptr_t to, std::size_t bytes, const Region* source, std::uintptr_t from) {
@@ -89,8 +103,7 @@ void Region::forget_touches(std::uint32_t launch) {
   launch_ = launch;
   overflow_.clear();
   for (std::uint8_t& s : state_) s = s & (kReadable | kWritable | kWritten);
-  touched_by.clear();
-  reads = writes = 0;
+  owner_.clear(), touched_by_.clear(), moved_.clear();
 }
 
 std::string Region::describe(std::uintptr_t a) const {
@@ -131,64 +144,98 @@ std::string Region::describe(std::uintptr_t a) const {
 void Region::add_view(const NamedView& named) {
   if (views_.empty()) set(begin_, bytes_, 0, kReadable | kWritable);
   views_.push_back(named);
-  const auto first = reinterpret_cast<std::uintptr_t>(named.view.data);
   const auto size = static_cast<std::size_t>(dtype_size(named.view.dtype));
-  const bool input = named.access == Access::kInput, output = named.access == Access::kOutput;
-  for_each_element(named.view, [&](const std::int64_t*, std::int64_t offset) {
-    set(first + static_cast<std::uintptr_t>(offset), size, input ? kReadable : kReadable | kWritable,
-        output ? kWritten : 0);
-    return true;
+  const bool input = named.access == Access::kInput;
+  const bool fresh = named.access == Access::kOutput || named.access == Access::kScratch;
+  for_each_run(named.view, [&](std::uintptr_t a, std::int64_t n) {
+    set(a, static_cast<std::size_t>(n) * size, input ? kReadable : kReadable | kWritable, fresh ? kWritten : 0);
   });
-}
-
-std::pair<std::uintptr_t, std::uintptr_t> Region::reach(const NamedView& named) {
-  const auto first = reinterpret_cast<std::uintptr_t>(named.view.data);
-  std::uintptr_t low = first, high = first;
-  for_each_element(named.view, [&](const std::int64_t*, std::int64_t offset) {
-    const std::uintptr_t e = first + static_cast<std::uintptr_t>(offset);
-    low = std::min(low, e), high = std::max(high, e + static_cast<std::uintptr_t>(dtype_size(named.view.dtype)));
-    return true;
-  });
-  return {low, high};
-}
-
-void Region::add_counts(std::vector<BufferCounts>& out) const {
-  const auto bits = [&](std::uintptr_t a, std::size_t n, BufferCounts& c) {
-    for (std::size_t i = 0; i < n; ++i) {
-      const std::uint8_t s = state_[a + i - begin_];
-      c.bytes_read += (s & kCountRead) != 0, c.bytes_written += (s & kCountWrite) != 0;
-    }
-  };
-  if (views_.empty()) {
-    BufferCounts c{name_, static_cast<std::int64_t>(bytes_), reads, writes};
-    bits(begin_, bytes_, c);
-    if (reads + writes > 0) out.push_back(c);
-    return;
-  }
-  for (const NamedView& named : views_) {
-    const auto size = static_cast<std::size_t>(dtype_size(named.view.dtype));
-    BufferCounts c{named.name, named.view.numel() * static_cast<std::int64_t>(size)};
-    // Views that share a buffer share what all threads together moved; a buffer of its own is the usual case.
-    c.reads = reads, c.writes = writes;
-    const auto first = reinterpret_cast<std::uintptr_t>(named.view.data);
-    for_each_element(named.view, [&](const std::int64_t*, std::int64_t offset) {
-      bits(first + static_cast<std::uintptr_t>(offset), size, c);
-      return true;
-    });
-    out.push_back(c);
-  }
 }
 
 std::string Region::unwritten(const NamedView& named) {
-  const auto first = reinterpret_cast<std::uintptr_t>(named.view.data);
-  std::int64_t n = 0;
-  std::string example;
-  for_each_element(named.view, [&](const std::int64_t*, std::int64_t offset) {
-    const std::uintptr_t e = first + static_cast<std::uintptr_t>(offset);
-    if ((state(e) & kWritten) == 0 && n++ == 0) example = describe(e);
-    return true;
+  const auto size = static_cast<std::uintptr_t>(dtype_size(named.view.dtype));
+  std::int64_t missing = 0;
+  std::uintptr_t first = 0;
+  for_each_run(named.view, [&](std::uintptr_t a, std::int64_t n) {
+    for (; n > 0; --n, a += size) {
+      if (has(a) && (state(a) & kWritten) == 0 && missing++ == 0) first = a;
+    }
   });
-  return n == 0 ? "" : std::to_string(n) + " elements of an output were never written, the first is " + example;
+  if (missing == 0) return "";
+  return std::to_string(missing) + " elements of an output were never written, the first is " + describe(first);
+}
+
+// ---- Counts ---------------------------------------------------------------------------------------------------------
+
+void Region::start_counting() {
+  touched_by_.assign(bytes_, kNobody);
+  moved_.assign(views_.size() + 1, {});
+  owner_.assign(bytes_, 0);
+  for (std::size_t i = 0; i < views_.size(); ++i) {
+    const auto size = static_cast<std::uintptr_t>(dtype_size(views_[i].view.dtype));
+    for_each_run(views_[i].view, [&](std::uintptr_t a, std::int64_t n) {
+      for (const std::uintptr_t end = a + static_cast<std::uintptr_t>(n) * size; a < end; ++a) {
+        if (has(a) && owner_[a - begin_] == 0) owner_[a - begin_] = static_cast<std::uint16_t>(i + 1);
+      }
+    });
+  }
+}
+
+unsigned Region::count(std::uintptr_t a, std::size_t n, bool write, std::uint32_t block) {
+  if (block_ != nullptr || !has(a)) return 0;
+  if (touched_by_.empty()) start_counting();
+  const auto me = static_cast<std::int32_t>(block);
+  for (std::uintptr_t at = a - begin_; at < std::min(a - begin_ + n, bytes_); ++at) {
+    Moved& m = moved_[owner_[at]];
+    ++(write ? m.writes : m.reads);
+    std::int32_t& who = touched_by_[at];
+    who = who == kNobody || who == me ? me : kSeveral;
+  }
+  return owner_[a - begin_];
+}
+
+std::string Region::owner_name(unsigned owner) const { return owner == 0 ? name_ : views_[owner - 1].name; }
+
+void Region::add_counts(std::vector<BufferCounts>& out) {
+  if (touched_by_.empty() && views_.empty()) return;
+  if (touched_by_.empty()) start_counting();
+  std::vector<BufferCounts> counts;
+  counts.push_back({name_, static_cast<std::int64_t>(bytes_)});
+  for (const NamedView& named : views_) {
+    BufferCounts c{named.name, dtype_size(named.view.dtype)};
+    for (int d = 0; d < named.view.rank; ++d) {
+      if (named.view.strides[d] != 0 || named.view.shape[d] == 0) c.size *= named.view.shape[d];
+    }
+    counts.push_back(std::move(c));
+  }
+  for (std::size_t i = 0; i < bytes_; ++i) {
+    BufferCounts& c = counts[owner_[i]];
+    c.bytes_read += (state_[i] & kCountRead) != 0, c.bytes_written += (state_[i] & kCountWrite) != 0;
+  }
+  for (std::size_t i = views_.empty() ? 0 : 1; i < counts.size(); ++i) {
+    counts[i].reads = moved_[i].reads, counts[i].writes = moved_[i].writes;
+    out.push_back(std::move(counts[i]));
+  }
+}
+
+void Region::add_map(std::vector<MapLine>& out) {
+  if (touched_by_.empty()) return;
+  if (views_.empty()) out.push_back({name_, touched_by_});
+  for (const NamedView& named : views_) {
+    const auto size = static_cast<std::uintptr_t>(dtype_size(named.view.dtype));
+    MapLine line{named.name, {}};
+    for_each_run(named.view, [&](std::uintptr_t a, std::int64_t n) {
+      for (; n > 0; --n, a += size) {
+        std::int32_t who = kNobody;
+        for (std::uintptr_t at = a; at < a + size && has(at); ++at) {
+          const std::int32_t one = touched_by_[at - begin_];
+          if (one != kNobody) who = who == kNobody || who == one ? one : kSeveral;
+        }
+        line.blocks.push_back(who);
+      }
+    });
+    out.push_back(std::move(line));
+  }
 }
 
 void Region::remove_views() {

@@ -45,6 +45,13 @@ struct Word {
   Touch touches[kInline];
 };
 
+// Which block has touched each element of a buffer, in row-major order.
+inline constexpr std::int32_t kNobody = -1, kSeveral = -2;
+struct MapLine {
+  std::string name;
+  std::vector<std::int32_t> blocks;
+};
+
 // A stretch of memory that accesses are checked in: a device allocation, or the shared memory of a block. Around it lie
 // redzones, real memory that belongs to nobody.
 class Region {
@@ -87,24 +94,18 @@ class Region {
   void remove_views();
   const std::vector<NamedView>& views() const { return views_; }
 
+  // Counts an access by a thread of a block, and returns whose memory it is: a view, counted from 1, or 0, nobody's.
+  unsigned count(std::uintptr_t a, std::size_t n, bool write, std::uint32_t block);
+  std::string owner_name(unsigned owner) const;
   // What was counted, a named view each, or the buffer; and its part of the memory map.
-  void add_counts(std::vector<BufferCounts>& out) const;
-  template <class Map>
-  void add_map(Map& out) const {
-    if (touched_by.empty()) return;
-    for (const NamedView& v : views_) {
-      const auto [low, high] = reach(v);
-      out.push_back({v.name, {touched_by.begin() + static_cast<std::ptrdiff_t>((low - begin_) / 4),
-                              touched_by.begin() + static_cast<std::ptrdiff_t>((high - 1 - begin_) / 4 + 1)}});
-    }
-    if (views_.empty()) out.push_back({name_, touched_by});
-  }
-
-  std::vector<std::int16_t> touched_by;  // a word each, where accesses are counted: a block, -1 nobody, -2 several
-  std::int64_t reads = 0, writes = 0;
+  void add_counts(std::vector<BufferCounts>& out);
+  void add_map(std::vector<MapLine>& out);
 
  private:
-  static std::pair<std::uintptr_t, std::uintptr_t> reach(const NamedView& named);  // all elements lie between
+  struct Moved {
+    std::int64_t reads = 0, writes = 0;
+  };
+  void start_counting();
 
   std::string name_;
   std::unique_ptr<unsigned char[]> memory_;
@@ -116,6 +117,10 @@ class Region {
   std::unordered_map<std::ptrdiff_t, std::vector<Touch>> overflow_;
   std::uint32_t launch_ = 0;
   std::vector<NamedView> views_;
+  // Where accesses are counted. Of each byte: the view that owns it, and the block that has touched it.
+  std::vector<std::uint16_t> owner_;
+  std::vector<std::int32_t> touched_by_;
+  std::vector<Moved> moved_;  // by owner
 };
 
 // Device memory of the process. Only with the lock of lock_device().

@@ -19,9 +19,10 @@ struct KernelAttributes {
   std::size_t shared_bytes = kSharedBytes;
   bool any_cluster = false;
 };
-std::map<const void*, KernelAttributes>& attributes() {
-  static std::map<const void*, KernelAttributes> attributes;
-  return attributes;
+// Of a kernel, on the current device.
+KernelAttributes& attributes(const void* kernel) {
+  static std::map<std::pair<int, const void*>, KernelAttributes> attributes;
+  return attributes[{settings().device, kernel}];
 }
 
 cudaError_t done(cudaError_t error) {
@@ -42,7 +43,7 @@ Region* region_of(const void* data, std::size_t bytes) {
 }
 
 std::size_t blocks_a_multiprocessor(int threads, std::size_t shared_bytes) {
-  const Device& d = settings().device;
+  const Device& d = device();
   if (threads <= 0 || threads > 1024 || shared_bytes > d.shared_bytes_per_block) return 0;
   return std::min({std::size_t{2048} / static_cast<std::size_t>((threads + 31) / 32 * 32), std::size_t{32},
                    d.shared_bytes_per_multiprocessor / (shared_bytes + 1024)});
@@ -52,7 +53,7 @@ std::size_t blocks_a_multiprocessor(int threads, std::size_t shared_bytes) {
 
 cudaError_t launch(const cudaLaunchConfig_t& c, const void* kernel, void (*invoke)(void*), void* arguments,
                    std::size_t bytes) {
-  const Device& d = settings().device;
+  const Device& d = device();
   LaunchSpec spec;
   spec.grid = {c.gridDim.x, c.gridDim.y, c.gridDim.z};
   spec.block = {c.blockDim.x, c.blockDim.y, c.blockDim.z};
@@ -63,7 +64,7 @@ cudaError_t launch(const cudaLaunchConfig_t& c, const void* kernel, void (*invok
     if (c.attrs[i].id == cudaLaunchAttributeClusterDimension) spec.cluster = c.attrs[i].val.clusterDim.x;
   }
   const auto lock = lock_device();
-  const KernelAttributes& a = attributes()[kernel];
+  const KernelAttributes& a = attributes(kernel);
   const std::uint64_t threads = std::uint64_t{spec.block.x} * spec.block.y * spec.block.z;
   const std::uint64_t blocks = std::uint64_t{spec.grid.x} * spec.grid.y * spec.grid.z;
   if (threads == 0 || threads > 1024)
@@ -125,12 +126,23 @@ const char* cudaGetErrorString(cudaError_t error) {
 cudaError_t cudaGetLastError() { return std::exchange(strop::emu::last_error, cudaSuccess); }
 cudaError_t cudaPeekAtLastError() { return strop::emu::last_error; }
 
-cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
-cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-cudaError_t cudaSetDevice(int device) { return done(device == 0 ? cudaSuccess : cudaErrorInvalidDevice); }
+cudaError_t cudaGetDeviceCount(int* count) {
+  *count = static_cast<int>(strop::emu::devices().size());
+  return cudaSuccess;
+}
+cudaError_t cudaGetDevice(int* device) { return *device = settings().device, cudaSuccess; }
+cudaError_t cudaSetDevice(int device) {
+  int count = 0;
+  cudaGetDeviceCount(&count);
+  if (device < 0 || device >= count) return done(cudaErrorInvalidDevice);
+  settings().device = device;
+  return cudaSuccess;
+}
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int device) {
-  if (device != 0) return done(cudaErrorInvalidDevice);
-  const strop::emu::Device& d = settings().device;
+  int count = 0;
+  cudaGetDeviceCount(&count);
+  if (device < 0 || device >= count) return done(cudaErrorInvalidDevice);
+  const strop::emu::Device& d = strop::emu::devices()[static_cast<std::size_t>(device)];
   *p = {};
   std::strcpy(p->name, "strop emulator");
   p->major = d.capability / 10, p->minor = d.capability % 10;
@@ -191,11 +203,11 @@ cudaError_t cudaMemsetAsync(void* data, int value, std::size_t bytes, cudaStream
 
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
   const auto lock = lock_device();
-  auto& a = strop::emu::attributes()[kernel];
+  auto& a = strop::emu::attributes(kernel);
   if (attribute == cudaFuncAttributeNonPortableClusterSizeAllowed) {
     a.any_cluster = value != 0;
   } else {
-    if (value < 0 || static_cast<std::size_t>(value) > settings().device.shared_bytes_per_block)
+    if (value < 0 || static_cast<std::size_t>(value) > strop::emu::device().shared_bytes_per_block)
       return done(cudaErrorInvalidValue);
     a.shared_bytes = static_cast<std::size_t>(value);
   }
@@ -209,7 +221,7 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const voi
 cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*, const cudaLaunchConfig_t* c) {
   const int blocks = static_cast<int>(strop::emu::blocks_a_multiprocessor(
                          static_cast<int>(c->blockDim.x * c->blockDim.y * c->blockDim.z), c->dynamicSmemBytes)) *
-                     settings().device.multiprocessors;
+                     strop::emu::device().multiprocessors;
   *clusters = blocks / static_cast<int>(c->gridDim.x);
   for (unsigned i = 0; i < c->numAttrs; ++i) {
     if (c->attrs[i].id == cudaLaunchAttributeClusterDimension)

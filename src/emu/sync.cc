@@ -179,7 +179,7 @@ void Launch::warp_meet(const char* what, unsigned mask, void* payload, void (*co
   if (meet->orders_memory) meet->met.push_back(meeting());
   settle_meet(*t.block, t.warp(), mask);
   if (std::any_of(meets.begin(), meets.end(), [&](const Meet& m) { return m.mask == mask; }))
-    wait(what, pc, "with lanes " + lanes_text(mask));
+    wait(what, pc);
 }
 
 void Launch::settle_meet(Block& block, unsigned warp, unsigned mask) {

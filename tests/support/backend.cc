@@ -5,6 +5,11 @@
 #include <cstdlib>
 #include <cstring>
 
+#if STROP_EMULATED
+#include "strop/emu.h"
+#include "tests/support/random.h"
+#endif
+
 #ifndef STROP_WITH_CUDA
 #define STROP_WITH_CUDA 0
 #endif
@@ -15,7 +20,7 @@
 namespace strop::testing {
 namespace {
 
-bool cuda_device_present() {
+[[maybe_unused]] bool cuda_device_present() {
 #if STROP_WITH_CUDA
   int count = 0;
   return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
@@ -30,16 +35,28 @@ void expect_success(cudaError_t error, const char* what) {
 }
 #endif
 
+#if STROP_EMULATED
+// A large device; a small one, on which rows need clusters and blocks several rows; and one without clusters.
+std::vector<Backend> find_backends(bool) {
+  emu::set_devices({{90, 4, 227 * 1024, 228 * 1024}, {90, 6, 12 * 1024, 40 * 1024}, {80, 6, 12 * 1024, 40 * 1024}});
+  emu::set_schedule({emu::Order::kRandom, test_seed()});
+  const SimdTarget best = simd_target();
+  return {{"emulated-sm_90", DeviceType::kCuda, 0, best},
+          {"emulated-sm_90-small", DeviceType::kCuda, 1, best},
+          {"emulated-sm_80-small", DeviceType::kCuda, 2, best}};
+}
+#else
 std::vector<Backend> find_backends(bool every_simd) {
   std::vector<Backend> backends;
   const SimdTarget best = simd_target();
   for (int i = every_simd ? 0 : static_cast<int>(best); i <= static_cast<int>(best); ++i) {
     const auto target = static_cast<SimdTarget>(i);
-    backends.push_back({std::string("cpu-") + simd_target_name(target), DeviceType::kCpu, target});
+    backends.push_back({std::string("cpu-") + simd_target_name(target), DeviceType::kCpu, 0, target});
   }
-  if (cuda_device_present()) backends.push_back({"cuda", DeviceType::kCuda, best});
+  if (cuda_device_present()) backends.push_back({"cuda", DeviceType::kCuda, 0, best});
   return backends;
 }
+#endif
 
 }  // namespace
 
@@ -53,6 +70,13 @@ const std::vector<Backend>& all_backends() {
 const std::vector<Backend>& device_backends() {
   static const std::vector<Backend> backends = find_backends(false);
   return backends;
+}
+
+UseBackend::UseBackend(const Backend& backend) : before_(simd_target()) {
+  set_simd_target(backend.simd);
+#if STROP_WITH_CUDA
+  if (backend.cuda()) expect_success(cudaSetDevice(backend.device_index), "cudaSetDevice");
+#endif
 }
 
 void* allocate(const Backend& backend, std::size_t bytes) {

@@ -1,5 +1,5 @@
 // Where a suite runs: the CPU with each instruction set that the machine has, and CUDA where it was built in and a
-// device is there.
+// device is there. Compiled for the emulator: on emulated devices alone, of several kinds.
 #pragma once
 
 #include <cstddef>
@@ -12,9 +12,21 @@
 
 namespace strop::testing {
 
+#if STROP_EMULATED
+inline constexpr bool kEmulated = true;
+#else
+inline constexpr bool kEmulated = false;
+#endif
+// The emulator needs about a microsecond an access: there, smaller shapes that still take every path.
+template <class T>
+constexpr T sized(T native, T emulated) {
+  return kEmulated ? emulated : native;
+}
+
 struct Backend {
   std::string name;
   DeviceType device = DeviceType::kCpu;
+  int device_index = 0;
   SimdTarget simd = SimdTarget::kAvx512;  // the best one allowed, on the CPU
 
   bool cuda() const { return device == DeviceType::kCuda; }
@@ -22,7 +34,7 @@ struct Backend {
 
 std::ostream& operator<<(std::ostream& out, const Backend& backend);
 
-// All of them, and one of each device: the CPU's best, and CUDA.
+// All of them, and one of each device: the CPU's best, and CUDA. The emulated ones are in both.
 const std::vector<Backend>& all_backends();
 const std::vector<Backend>& device_backends();
 
@@ -34,13 +46,13 @@ void copy_from(const Backend& backend, void* host, const void* device, std::size
 // Waits for the device and reports what went wrong on it.
 void synchronize(const Backend& backend);
 
-// While it lives, CPU calls run with the backend's instruction set.
-class UseSimd {
+// While it lives, CPU calls run with the backend's instruction set, and its CUDA device is the current one.
+class UseBackend {
  public:
-  explicit UseSimd(const Backend& backend) : before_(simd_target()) { set_simd_target(backend.simd); }
-  ~UseSimd() { set_simd_target(before_); }
-  UseSimd(const UseSimd&) = delete;
-  UseSimd& operator=(const UseSimd&) = delete;
+  explicit UseBackend(const Backend& backend);
+  ~UseBackend() { set_simd_target(before_); }
+  UseBackend(const UseBackend&) = delete;
+  UseBackend& operator=(const UseBackend&) = delete;
 
  private:
   SimdTarget before_;
