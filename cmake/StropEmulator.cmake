@@ -6,10 +6,11 @@
 # stand-ins for CUDA's headers, with a call before every access to memory, and it is linked to strop::emulator. Call it
 # in the folder that defines the target. GCC or Clang, on Linux.
 
-# -O1: lines stay where they are, and 16-byte vectors are loaded as one. The calls before accesses are those of
+# -O1: lines stay where they are, and it is fast enough. -O0 shows every variable in gdb. The calls before accesses are those of
 # -fsanitize=thread; the emulator answers them, ThreadSanitizer's library is not linked.
+set(STROP_EMULATED_OPTIMIZATION -O1 CACHE STRING "How much the compiler optimises emulated kernels")
 set(STROP_EMULATED_OPTIONS
-    -O1 -g -fno-omit-frame-pointer -fsanitize=thread -ffp-contract=off -Wno-unknown-pragmas
+    ${STROP_EMULATED_OPTIMIZATION} -g -fno-omit-frame-pointer -fsanitize=thread -ffp-contract=off -Wno-unknown-pragmas
     $<$<CXX_COMPILER_ID:GNU>:--param=tsan-instrument-func-entry-exit=0>
     $<$<CXX_COMPILER_ID:GNU>:--param=tsan-distinguish-volatile=1>
     $<$<CXX_COMPILER_ID:GNU>:-fno-tree-sra>

@@ -29,39 +29,49 @@ if(STROP_TORCH_VERSION VERSION_LESS 2.11)
 endif()
 message(STATUS "strop: Python module for torch >= 2.11, built against ${STROP_TORCH_VERSION} in ${STROP_TORCH_DIR}")
 
+# How the bindings are compiled and linked: for _C, and for its copies for the Hub (StropHub.cmake).
+function(strop_binding target)
+  target_link_libraries(${target} PRIVATE ${STROP_TORCH_DIR}/lib/libtorch_cpu.so)
+  if(STROP_WITH_CUDA)
+    target_link_libraries(${target} PRIVATE CUDA::cudart_static)
+  endif()
+  target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR}/src)
+  target_include_directories(
+    ${target} SYSTEM PRIVATE ${STROP_TORCH_DIR}/include ${STROP_TORCH_DIR}/include/torch/csrc/api/include
+                             ${STROP_PYTHON_INCLUDE_DIR} ${STROP_PYTHON_INCLUDE_DIR}/..)
+  target_compile_definitions(${target} PRIVATE Py_LIMITED_API=0x030A0000 TORCH_TARGET_VERSION=0x020b000000000000)
+  strop_compile_options(${target})
+
+  # What build_info() tells.
+  set(nvcc "")
+  set(architectures "")
+  if(STROP_WITH_CUDA)
+    set(nvcc "${CMAKE_CUDA_COMPILER_VERSION}")
+    string(REPLACE ";" " " architectures "${CMAKE_CUDA_ARCHITECTURES}")
+  endif()
+  target_compile_definitions(
+    ${target}
+    PRIVATE STROP_VERSION="${PROJECT_VERSION}"
+            STROP_CUDA_ARCHITECTURES="${architectures}"
+            STROP_COMPILER="${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}"
+            STROP_NVCC="${nvcc}"
+            STROP_TORCH_VERSION_BUILT="${STROP_TORCH_VERSION}")
+
+  # No rpath to torch: libtorch_cpu.so is loaded already when the module is, and found by its soname.
+  set_target_properties(
+    ${target}
+    PROPERTIES PREFIX ""
+               SUFFIX ".abi3.so"
+               SKIP_BUILD_RPATH ON
+               LINK_DEPENDS ${PROJECT_SOURCE_DIR}/cmake/exports.map)
+  target_link_options(${target} PRIVATE -Wl,--version-script,${PROJECT_SOURCE_DIR}/cmake/exports.map -Wl,--gc-sections)
+endfunction()
+
 add_library(_C MODULE ${strop_binding_sources})
-target_link_libraries(_C PRIVATE strop ${STROP_TORCH_DIR}/lib/libtorch_cpu.so)
-if(STROP_WITH_CUDA)
-  target_link_libraries(_C PRIVATE CUDA::cudart_static)
-endif()
-target_include_directories(_C PRIVATE ${PROJECT_SOURCE_DIR}/src)
-target_include_directories(
-  _C SYSTEM PRIVATE ${STROP_TORCH_DIR}/include ${STROP_TORCH_DIR}/include/torch/csrc/api/include
-                    ${STROP_PYTHON_INCLUDE_DIR} ${STROP_PYTHON_INCLUDE_DIR}/..)
-target_compile_definitions(_C PRIVATE Py_LIMITED_API=0x030A0000 TORCH_TARGET_VERSION=0x020b000000000000)
-strop_compile_options(_C)
-
-# What strop._C.build_info() tells.
-set(strop_nvcc "")
-set(strop_architectures "")
-if(STROP_WITH_CUDA)
-  set(strop_nvcc "${CMAKE_CUDA_COMPILER_VERSION}")
-  string(REPLACE ";" " " strop_architectures "${CMAKE_CUDA_ARCHITECTURES}")
-endif()
-target_compile_definitions(
-  _C
-  PRIVATE STROP_VERSION="${PROJECT_VERSION}"
-          STROP_CUDA_ARCHITECTURES="${strop_architectures}"
-          STROP_COMPILER="${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}"
-          STROP_NVCC="${strop_nvcc}"
-          STROP_TORCH_VERSION_BUILT="${STROP_TORCH_VERSION}")
-
-# No rpath to torch: libtorch_cpu.so is loaded already when the module is, and found by its soname.
-set_target_properties(
-  _C
-  PROPERTIES PREFIX ""
-             SUFFIX ".abi3.so"
-             SKIP_BUILD_RPATH ON
-             LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/python/strop)
-target_link_options(_C PRIVATE -Wl,--exclude-libs,ALL -Wl,--gc-sections)
+target_link_libraries(_C PRIVATE strop)
+strop_binding(_C)
+set_target_properties(_C PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/python/strop)
 install(TARGETS _C LIBRARY DESTINATION strop COMPONENT python)
+
+include(StropManylinux)
+include(StropHub)

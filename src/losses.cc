@@ -14,6 +14,9 @@
 #ifndef STROP_WITH_CUDA
 #define STROP_WITH_CUDA 0
 #endif
+#if STROP_EMULATED
+#include "strop/emu.h"
+#endif
 
 namespace strop {
 namespace {
@@ -148,6 +151,17 @@ Status check_workspace(const Execution& execution) {
   return {};
 }
 
+#if STROP_EMULATED
+// Where kernels run in the emulator, it is told a call's tensors: where each begins and ends, and who may write it.
+#define STROP_EMULATOR_NAMES(...) const emu::Names names({__VA_ARGS__})
+
+TensorView workspace_view(const Execution& execution) {
+  return TensorView::contiguous(execution.workspace, DType::kUInt8, {kLossWorkspaceBytes}, DeviceType::kCuda);
+}
+#else
+#define STROP_EMULATOR_NAMES(...) static_cast<void>(0)
+#endif
+
 #define STROP_RETURN_IF_ERROR(expression)                        \
   do {                                                           \
     if (Status status = (expression); !status.ok()) [[unlikely]] \
@@ -252,7 +266,14 @@ Status run_policy_loss(policy_loss::Reduction reduction, const PolicyLossInputs&
   p.loss = static_cast<float*>(loss.data);
   p.workspace = execution.workspace;
 #if STROP_WITH_CUDA
-  if (policy.device == DeviceType::kCuda) return policy_loss::run_cuda(p, execution.stream);
+  if (policy.device == DeviceType::kCuda) {
+    STROP_EMULATOR_NAMES({"policy_logprobs", policy}, {"old_policy_logprobs", in.old_policy_logprobs},
+                         {"ref_logprobs", p.beta != 0 ? in.ref_logprobs : TensorView{}}, {"advantages", in.advantages},
+                         {"completions_mask", in.completions_mask}, {"loss", loss, emu::Access::kOutput},
+                         {"grad", grad, emu::Access::kOutput},
+                         {"workspace", workspace_view(execution), emu::Access::kScratch});
+    return policy_loss::run_cuda(p, execution.stream);
+  }
 #endif
   return policy_loss::run_cpu(p);
 }
@@ -351,6 +372,7 @@ Status reverse_kl_loss(const ReverseKlInputs& in, const TensorView& loss, const 
   STROP_RETURN_IF_ERROR(check_workspace(execution));
 
   reverse_kl::Problem p;
+  bool in_place = false;
   if (grad.data != nullptr) {
     if (grad.dtype != student.dtype) [[unlikely]] {
       return type_error("grad", std::string(dtype_name(student.dtype)) + " like student_logits",
@@ -361,7 +383,7 @@ Status reverse_kl_loss(const ReverseKlInputs& in, const TensorView& loss, const 
       return value_error("grad", "elements that share no memory",
                          "shape " + shape_text(grad) + " with strides " + strides_text(grad));
     }
-    const bool in_place = grad.data == student.data && same_strides(grad, student);
+    in_place = grad.data == student.data && same_strides(grad, student);
     if (!in_place && share_memory(grad, student)) [[unlikely]] {
       return value_error("grad", "memory of its own or exactly that of student_logits",
                          "memory shared with student_logits in another layout");
@@ -385,7 +407,14 @@ Status reverse_kl_loss(const ReverseKlInputs& in, const TensorView& loss, const 
   p.loss = static_cast<float*>(loss.data);
   p.workspace = execution.workspace;
 #if STROP_WITH_CUDA
-  if (student.device == DeviceType::kCuda) return reverse_kl::run_cuda(p, execution.stream);
+  if (student.device == DeviceType::kCuda) {
+    STROP_EMULATOR_NAMES({"student_logits", student, in_place ? emu::Access::kInOut : emu::Access::kInput},
+                         {"teacher_logits", in.teacher_logits}, {"completions_mask", mask},
+                         {"loss", loss, emu::Access::kOutput},
+                         {"grad", in_place ? TensorView{} : grad, emu::Access::kOutput},
+                         {"workspace", workspace_view(execution), emu::Access::kScratch});
+    return reverse_kl::run_cuda(p, execution.stream);
+  }
 #endif
   return reverse_kl::run_cpu(p);
 }

@@ -15,6 +15,15 @@
 #include "build_info.h"
 #include "execute.h"
 
+// A Hub build names the module after the namespace of its operators.
+#ifndef STROP_MODULE
+#define STROP_MODULE _C
+#endif
+#define STROP_JOIN2(a, b) a##b
+#define STROP_JOIN(a, b) STROP_JOIN2(a, b)
+#define STROP_TEXT2(a) #a
+#define STROP_TEXT(a) STROP_TEXT2(a)
+
 namespace strop::binding {
 namespace {
 
@@ -302,7 +311,7 @@ PyMethodDef methods[] = {
 
 PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
-    "_C",
+    STROP_TEXT(STROP_MODULE),
     "Fast eager calls; see strop/losses.py.",
     -1,
     methods,
@@ -333,7 +342,7 @@ Status current_stream(const TensorView& tensor, void** stream) {
 
 }  // namespace strop::binding
 
-extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C() {
+extern "C" __attribute__((visibility("default"))) PyObject* STROP_JOIN(PyInit_, STROP_MODULE)() {
   using namespace strop::binding;
   tensor_type = attribute("torch", "Tensor");
   parameter_type = attribute("torch.nn", "Parameter");

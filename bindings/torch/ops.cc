@@ -1,5 +1,5 @@
 // torch.ops.strop: the same functions as operators, for torch.compile, export and autograd, through LibTorch's stable
-// ABI: one build serves every PyTorch from 2.11 on. Fake and autograd registrations are in python/strop/_ops.py.
+// ABI: one build serves every PyTorch from 2.11 on. python/strop/_registrations.py adds the fake and autograd ones.
 #include <torch/csrc/stable/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -13,7 +13,7 @@
 
 #include "execute.h"
 
-// The Hub build loads beside the pip package in one process under a namespace of its own.
+// A Hub build loads beside the pip package in one process, under a namespace of its own.
 #ifndef STROP_OPS_NAMESPACE
 #define STROP_OPS_NAMESPACE strop
 #endif

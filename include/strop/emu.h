@@ -107,6 +107,11 @@ void clear_reports();
 // Whether reports are printed to stderr as well; they are at first.
 void print_reports(bool print);
 
+// For gdb (docs/debugging.md). A finding calls the first, in the thread that made it: `break strop_emu_found`, then `up`
+// to the kernel. The second says whether the running thread is that one: `break kernel.cu:30 if strop_emu_is(1, 102)`.
+extern "C" void strop_emu_found();
+extern "C" bool strop_emu_is(unsigned block, unsigned thread);
+
 // ---- Counts ---------------------------------------------------------------------------------------------------------
 
 // Of one named view, or of a whole buffer where nothing in it is named. Memory that views share counts as that of the

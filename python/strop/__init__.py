@@ -7,9 +7,9 @@ Post-training losses, each as the loss alone (``*_fwd``), loss and gradient in o
 
 import torch  # noqa: F401  (first: the extension finds libtorch_cpu.so by its name, once it is loaded)
 
-from strop._C import VERSION as __version__
-from strop._doctor import doctor
-from strop.losses import (
+from ._C import VERSION as __version__
+from ._doctor import doctor
+from .losses import (
     bnpo_loss,
     bnpo_loss_autograd,
     bnpo_loss_fwd,

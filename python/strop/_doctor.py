@@ -212,7 +212,7 @@ def doctor(file: TextIO | None = None) -> Report:
     Returns:
         The findings as a :class:`Report`; its `ok` is False where something is wrong.
     """
-    from strop import _C  # here: this module is of use where the compiled one is not
+    from . import _C  # here: this module is of use where the compiled one is not
 
     report = examine(_C.build_info(), torch.__version__, torch.version.cuda, _torch_devices())
     print(report, file=file if file is not None else sys.stdout)

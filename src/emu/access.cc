@@ -15,16 +15,20 @@ bool conflict(Op a, Op b) { return (writes(a) || writes(b)) && !(is_atomic(a) &&
 const char* name_of(Op op) {
   switch (op) {
     case Op::kWrite:
-      return "write";
+      return "a write";
     case Op::kReadOnly:
-      return "read through the read-only cache";
+      return "a read through the read-only cache";
     case Op::kAtomicRead:
-      return "atomic read";
+      return "an atomic read";
     case Op::kAtomicWrite:
-      return "atomic operation";
+      return "an atomic operation";
     default:
-      return "read";
+      return "a read";
   }
+}
+// "a read of", "a write to"
+std::string a_of(Op op) {
+  return std::string(name_of(op)) + (op == Op::kWrite ? " to " : op == Op::kAtomicWrite ? " on " : " of ");
 }
 
 }  // namespace
@@ -50,28 +54,38 @@ Region* Launch::find(std::uintptr_t a) {
   return find_static(a);
 }
 
+Copy* Launch::copy_at(const Region& r, std::uintptr_t a, bool arriving) {
+  for (Copy& c : copies_) {
+    if (r.block() != nullptr && r.block() != c.by->block) continue;  // another block's static variable
+    if (a - (arriving ? c.to : c.from) < (arriving ? c.bytes : c.from_bytes)) return &c;
+  }
+  return nullptr;
+}
+
 void Launch::access(std::uintptr_t a, std::size_t n, Op op, Pc pc, bool aligned) {
   Thread& t = *running_;
   // Its own stack, and the launch's arguments.
   if (t.fiber.owns(a)) return;
   if (a - reinterpret_cast<std::uintptr_t>(spec_.arguments) < spec_.arguments_bytes && !writes(op)) return;
   Region* r = find(a);
+  const auto of_bytes = [&] { return std::string(name_of(op)) + " of " + std::to_string(n) + " bytes"; };
+  if (r != nullptr && !r->has(a) && heap().was_freed(a)) r = nullptr;  // it only lies near another buffer
   if (r == nullptr) {
     Symbol symbol;
     if (find_variable(a, &symbol)) return;  // a __device__ or __constant__ variable, or a table
-    report(Kind::kOutOfBounds,
-           std::string("a ") + name_of(op) + " of " + std::to_string(n) + " bytes that belong to nothing: neither to a "
-           "device buffer nor to shared memory" + (heap().was_freed(a) ? ", but to a buffer that was freed" : ""),
-           pc, &t);
+    report(Kind::kOutOfBounds, of_bytes() + (heap().was_freed(a) ? " in a buffer that was freed"
+                                             : a < 4096          ? " at a null pointer"
+                                             : " that are neither in a device buffer nor in shared memory"), pc, &t);
     give_up();  // the access itself would crash
   }
   if (aligned && a % n != 0 && std::has_single_bit(n)) {
-    report(Kind::kMisaligned, std::string("a ") + name_of(op) + " of " + std::to_string(n) + " bytes at " +
-           r->describe(a) + ", which is " + std::to_string(a % n) + " past a multiple of " + std::to_string(n), pc, &t);
+    report(Kind::kMisaligned, of_bytes() + " at " + r->describe(a) + ", whose address is " + std::to_string(a % n) +
+           " past a multiple of " + std::to_string(n), pc, &t);
+    give_up();  // this one, too
   }
   if (r->block() != nullptr && r->block()->done()) {
-    report(Kind::kExitedBlock, std::string("a ") + name_of(op) + " of the shared memory of block " +
-           std::to_string(r->block()->id) + ", which has exited", pc, &t);
+    report(Kind::kExitedBlock, a_of(op) + "the shared memory of block " + std::to_string(r->block()->id) +
+           ", which has exited", pc, &t);
   }
   if (!check_bytes(*r, a, n, op, pc)) return;
   if (writes(op)) ++progress_;
@@ -89,27 +103,29 @@ bool Launch::check_bytes(Region& r, std::uintptr_t a, std::size_t n, Op op, Pc p
     const std::uint8_t s = r.has(at) ? r.state(at) : 0;
     if ((s & needed) == needed && (s & bad) == 0) continue;
     Kind kind = Kind::kOutOfBounds;
-    std::string what = std::string("a ") + name_of(op) + " of " + std::to_string(n) + " bytes, of which one is ";
+    const std::string what = a_of(op) + r.describe(at);
+    std::string text;
+    Copy* copy = nullptr;
     if ((s & (kReadable | kWritable)) == 0) {
-      what += r.describe(at);
+      text = std::string(name_of(op)) + " of " + std::to_string(n) + " bytes, " +
+             (i > 0 ? "of which byte " + std::to_string(i) + " is " : "") + r.describe(at);
     } else if (writes(op) && (s & kWritable) == 0) {
       kind = Kind::kReadOnly;
-      what = std::string("a ") + name_of(op) + " of " + r.describe(at) + ", which is an input";
-    } else if ((s & kArriving) != 0) {
+      text = what + ", which is an input";
+    } else if ((s & (kArriving | kLeaving) & bad) != 0) {
       kind = Kind::kCopyInFlight;
-      what = std::string("a ") + name_of(op) + " of " + r.describe(at) +
-             ", to which an asynchronous copy is on its way that nobody has waited for";
-    } else if (writes(op)) {
-      kind = Kind::kCopyInFlight;
-      what = std::string("a ") + name_of(op) + " of " + r.describe(at) + ", which an asynchronous copy is still reading";
-    } else if ((s & kWritten) == 0) {
+      copy = copy_at(r, at, (s & kArriving) != 0);
+      text = what + ((s & kArriving) != 0 ? ", to which an asynchronous copy is on its way that nobody has waited for"
+                                          : ", which an asynchronous copy is still reading");
+    } else if (!writes(op) && (s & kWritten) == 0) {
       kind = Kind::kUninitialised;
-      what = std::string("a ") + name_of(op) + " of " + r.describe(at) + ", which nobody has written";
+      text = what + ", which nobody has written";
     } else {
       kind = Kind::kStaleRead;
-      what = std::string("a ") + name_of(op) + " of " + r.describe(at) + ", which this launch has written";
+      text = what + ", which this launch has written";
     }
-    report(kind, what, pc, running_);
+    report(kind, text, pc, running_, copy != nullptr ? copy->at : 0);
+    if (copy != nullptr) copy->reported = true;
     if (kind == Kind::kOutOfBounds && !r.near(at)) give_up();
     if (kind == Kind::kUninitialised) r.set(a, n, kWritten, 0);  // once is enough
     return kind != Kind::kOutOfBounds;
@@ -145,10 +161,10 @@ void Launch::check_race(Region& r, std::uintptr_t a, std::size_t n, Op op, Pc pc
         const bool mine = old.thread == self, before = mine || knows(t, old);
         if (!before && conflict(old.op, op)) {
           report(Kind::kRace,
-                 std::string("a ") + name_of(op) + " of " + r.describe(at) + " by " + thread_text(t) + ", and a " +
-                     name_of(old.op) + " by " + thread_text(old.thread / threads_, old.thread % threads_) +
+                 a_of(op) + r.describe(at) + " by " + thread_text(t) + ", and " + name_of(old.op) + " by " +
+                     thread_text(old.thread / threads_, old.thread % threads_) +
                      ", with nothing between that orders them",
-                 pc, &t, &old);
+                 pc, &t, program_start() + old.pc);
           over = true;
         }
         // What this access follows, and conflicts with whatever the old one would, need not be kept.

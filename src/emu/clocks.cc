@@ -13,13 +13,20 @@ Clock Knowledge::of(std::uint32_t block, std::uint32_t index) const {
 
 KnowledgePtr Knowledge::join(const std::vector<Meeting>& met, std::uint32_t threads) {
   struct Known {
-    std::vector<std::shared_ptr<const BlockClocks>> arrays;  // different ones
-    std::uint32_t present = 0;                               // threads of the block that meet
+    std::shared_ptr<BlockClocks> own;                        // clocks of those who meet
+    std::uint32_t present = 0;                               // how many they are
+    std::vector<std::shared_ptr<const BlockClocks>> arrays;  // what they knew, each array once
   };
   std::map<std::uint32_t, Known> known;
   std::vector<const Knowledge*> seen;  // most who meet share what they knew
   for (const Meeting& m : met) {
-    ++known[m.block].present;
+    if (m.clock > 0) {
+      Known& k = known[m.block];
+      if (k.own == nullptr) k.own = std::make_shared<BlockClocks>(threads, 0);
+      Clock& clock = (*k.own)[m.index];
+      if (clock == 0) ++k.present;
+      clock = std::max(clock, m.clock);
+    }
     if (m.knew == nullptr || std::find(seen.begin(), seen.end(), m.knew.get()) != seen.end()) continue;
     seen.push_back(m.knew.get());
     for (const auto& [block, array] : m.knew->blocks_) {
@@ -28,22 +35,19 @@ KnowledgePtr Knowledge::join(const std::vector<Meeting>& met, std::uint32_t thre
     }
   }
   auto joined = std::make_shared<Knowledge>();
-  std::map<std::uint32_t, BlockClocks*> fresh;
   for (auto& [block, k] : known) {
-    if (k.present == 0 && k.arrays.size() == 1) {
+    if (k.own == nullptr && k.arrays.size() == 1) {
       joined->blocks_.emplace_back(block, k.arrays[0]);
       continue;
     }
-    auto array = std::make_shared<BlockClocks>(threads, 0);
-    // A thread's own clock is the latest that anybody knows of it.
+    if (k.own == nullptr) k.own = std::make_shared<BlockClocks>(threads, 0);
+    // A thread's own clock is the latest that anybody knows of it: where all have met there is no more to know.
     for (const auto& a : k.arrays) {
       if (k.present == threads) break;
-      for (std::uint32_t i = 0; i < threads; ++i) (*array)[i] = std::max((*array)[i], (*a)[i]);
+      for (std::uint32_t i = 0; i < threads; ++i) (*k.own)[i] = std::max((*k.own)[i], (*a)[i]);
     }
-    fresh[block] = array.get();
-    joined->blocks_.emplace_back(block, std::move(array));
+    joined->blocks_.emplace_back(block, std::move(k.own));
   }
-  for (const Meeting& m : met) (*fresh[m.block])[m.index] = m.clock;
   return joined;
 }
 

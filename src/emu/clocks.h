@@ -20,7 +20,7 @@ using BlockClocks = std::vector<Clock>;
 class Knowledge;
 using KnowledgePtr = std::shared_ptr<const Knowledge>;
 
-// A thread that meets others: its block, its index there, its clock, and what it knew.
+// A thread that meets others: its block, its index there, its clock (0: not to be passed on), and what it knew.
 struct Meeting {
   std::uint32_t block = 0, index = 0;
   Clock clock = 0;
@@ -31,7 +31,7 @@ class Knowledge {
  public:
   Clock of(std::uint32_t block, std::uint32_t index) const;
 
-  // What all who meet know together; `threads` is the size of every block.
+  // What all who meet know together; `threads` is the size of every block. A thread may meet several times over.
   static KnowledgePtr join(const std::vector<Meeting>& met, std::uint32_t threads);
   static KnowledgePtr join(const KnowledgePtr& a, const KnowledgePtr& b);
 

@@ -25,37 +25,54 @@ void Launch::copy(CopyKind kind, std::uintptr_t to, std::uintptr_t from, std::si
            " bytes: both addresses and the size must be multiples of " + std::to_string(unit), pc, &t);
     give_up();
   }
+  if (from_bytes > bytes) {
+    report(Kind::kOutOfBounds, std::string(name_of(kind)) + " of " + std::to_string(bytes) + " bytes that reads " +
+           std::to_string(from_bytes), pc, &t);
+    give_up();
+  }
   // Both ends are touched now, by this thread; nobody else may rely on it before the copy has been waited for.
   for (std::size_t i = 0; i < bytes; i += 16) {
     const std::size_t n = std::min<std::size_t>(16, bytes - i);
     if (i < from_bytes) access(from + i, std::min(n, from_bytes - i), Op::kRead, pc, false);
     access(to + i, n, Op::kWrite, pc, false);
   }
+  // Null: a variable of the program, or the thread's own stack; from where nothing is read, anything.
   Region* const to_region = find(to);
-  Region* const from_region = find(from);
-  if (to_region == nullptr || from_region == nullptr) give_up();
-  Copy c{kind, &t, t.clock++, to, from, bytes, from_bytes, kind == CopyKind::kBulkLoad ? 0 : t.groups, barrier, pc};
+  Region* const from_region = from_bytes > 0 ? find(from) : nullptr;
+  Region* const shared = kind == CopyKind::kBulkStore ? from_region : to_region;
+  if (bytes > 0 && (shared == nullptr || shared->block() != t.block || t.fiber.owns(from) || t.fiber.owns(to))) {
+    report(Kind::kOutOfBounds, std::string(name_of(kind)) + " that is not between global memory and the block's shared "
+           "memory", pc, &t);
+    give_up();
+  }
+  const std::uint64_t group = kind == CopyKind::kBulkLoad ? 0 : t.groups[kind == CopyKind::kBulkStore];
+  Copy c{kind, &t, t.clock++, to, from, bytes, from_bytes, group, barrier, pc};
   if (kind == CopyKind::kBulkLoad) {
     if (find_mbarrier(barrier, pc) == nullptr) give_up();
   }
-  to_region->set(to, bytes, kArriving, 0);
-  from_region->set(from, from_bytes, kLeaving, 0);
+  if (to_region != nullptr) to_region->set(to, bytes, kArriving, 0);
+  if (from_region != nullptr) from_region->set(from, from_bytes, kLeaving, 0);
   copies_.push_back(c);
 }
 
 void Launch::land(std::size_t i) {
-  const Copy c = copies_[i];
+  const Copy c = std::move(copies_[i]);
   copies_.erase(copies_.begin() + static_cast<std::ptrdiff_t>(i));
   ++progress_;
   Thread* const before = running_;
-  running_ = c.by;  // addresses are looked up as its own
-  if (Region* r = find(c.from); r != nullptr) r->set(c.from, c.from_bytes, 0, kLeaving);
+  Block* const live = statics_of_;
+  running_ = c.by;  // addresses are looked up as its own, and static variables have its block's contents
+  switch_statics(c.by->block);
+  if (Region* r = find(c.from); r != nullptr && c.read.empty()) r->set(c.from, c.from_bytes, 0, kLeaving);
   if (Region* r = find(c.to); r != nullptr) r->set(c.to, c.bytes, kWritten | kChanged, kArriving);
-  running_ = before;
-  std::memcpy(reinterpret_cast<void*>(c.to), reinterpret_cast<const void*>(c.from), c.from_bytes);
+  std::memcpy(reinterpret_cast<void*>(c.to),
+              c.read.empty() ? reinterpret_cast<const void*>(c.from) : c.read.data(), c.from_bytes);
   std::memset(reinterpret_cast<void*>(c.to + c.from_bytes), 0, c.bytes - c.from_bytes);
+  const std::uintptr_t barrier = place(c.barrier);
+  running_ = before;
+  if (live != nullptr) switch_statics(live);
   if (c.barrier == 0) return;
-  MBarrier& b = mbarriers_[c.barrier];
+  MBarrier& b = mbarriers_[barrier];
   b.bytes -= static_cast<std::int64_t>(c.bytes);
   b.arrived.push_back({c.by->block->id, c.by->index, c.clock, nullptr});
   settle(b);
@@ -78,19 +95,23 @@ bool Launch::land_copy(bool any) {
 }
 
 void Launch::copies_commit(CopyKind kind) {
-  (void)kind;
-  ++running_->groups;
+  ++running_->groups[kind == CopyKind::kBulkStore];
 }
 
 void Launch::copies_wait(CopyKind kind, std::uint64_t newest, bool sources_only, Pc) {
   Thread& t = *running_;
-  const std::uint64_t done = t.groups > newest ? t.groups - newest : 0;  // groups below this one
+  const std::uint64_t committed = t.groups[kind == CopyKind::kBulkStore];
+  const std::uint64_t done = committed > newest ? committed - newest : 0;  // groups below this one
   for (std::size_t i = 0; i < copies_.size();) {
-    const Copy& c = copies_[i];
+    Copy& c = copies_[i];
     if (c.by != &t || c.kind != kind || c.group >= done) {
       ++i;
     } else if (sources_only) {
-      if (Region* r = find(c.from); r != nullptr) r->set(c.from, c.from_bytes, 0, kLeaving);
+      if (c.read.empty()) {  // no later: the source may be written again
+        const auto* from = reinterpret_cast<const unsigned char*>(c.from);
+        c.read.assign(from, from + c.from_bytes);
+        if (Region* r = find(c.from); r != nullptr) r->set(c.from, c.from_bytes, 0, kLeaving);
+      }
       ++i;
     } else {
       land(i);
@@ -101,7 +122,7 @@ void Launch::copies_wait(CopyKind kind, std::uint64_t newest, bool sources_only,
 // ---- mbarriers ------------------------------------------------------------------------------------------------------
 
 MBarrier* Launch::find_mbarrier(std::uintptr_t a, Pc pc) {
-  const auto found = mbarriers_.find(a);
+  const auto found = mbarriers_.find(place(a));
   if (found != mbarriers_.end()) return &found->second;
   Region* r = find(a);
   report(Kind::kBarrierMisuse, "an mbarrier that nobody has initialised, at " +
@@ -114,7 +135,7 @@ void Launch::mbarrier_init(std::uintptr_t a, std::uint32_t count, Pc pc) {
   std::memset(reinterpret_cast<void*>(a), 0, 8);
   MBarrier b;
   b.count = b.pending = count;
-  mbarriers_[a] = b;
+  mbarriers_[place(a)] = b;
 }
 
 void Launch::mbarrier_arrive(std::uintptr_t a, std::uint32_t count, std::int64_t bytes, Pc pc) {
@@ -136,7 +157,6 @@ void Launch::mbarrier_arrive(std::uintptr_t a, std::uint32_t count, std::int64_t
 void Launch::settle(MBarrier& b) {
   ++progress_;
   if (b.pending > 0 || b.bytes != 0) return;
-  // Several arrivals of one thread: the last counts.
   b.released = Knowledge::join(b.released, Knowledge::join(b.arrived, threads_));
   b.arrived.clear();
   b.pending = b.count;
@@ -150,7 +170,7 @@ bool Launch::mbarrier_test(std::uintptr_t a, unsigned parity, Pc pc) {
   MBarrier* b = find_mbarrier(a, pc);
   if (b == nullptr) give_up();
   if ((b->phase & 1) == (parity & 1)) {
-    polled(false);
+    polled(pc);
     return false;
   }
   running_->knows = Knowledge::join(running_->knows, b->released);

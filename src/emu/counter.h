@@ -2,6 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
+#include <string>
+#include <tuple>
 #include <unordered_map>
 #include <vector>
 
@@ -22,14 +25,19 @@ class Counter {
     std::uintptr_t address;
     std::uint32_t bytes;
     std::uint32_t lane;
+    std::uint32_t block;  // whose shared memory it is
   };
+  using Lanes = std::vector<Lane>;
   struct Site {
-    Pc pc = 0;
-    bool shared = false, write = false;
-    std::int64_t threads = 0, bytes = 0;
-    std::unordered_map<std::uint64_t, std::vector<Lane>> warps;  // by warp and occurrence
+    std::string buffer;
+    std::int64_t threads = 0;
+    std::unordered_map<std::uint64_t, Lanes> warps;  // by warp and occurrence
   };
-  std::unordered_map<std::uint64_t, Site> sites_;
+  static void count_sectors(const Lanes& lanes, LineCounts& l);
+  static void count_banks(const Lanes& lanes, LineCounts& l);
+
+  // By instruction, what it accesses (null: shared memory), whose part of that, and whether it writes.
+  std::map<std::tuple<Pc, const Region*, unsigned, bool>, Site> sites_;
 };
 
 }  // namespace strop::emu

@@ -48,8 +48,13 @@ unsigned lane_index() { return thread().lane(); }
 unsigned cluster_size() { return launch().spec().cluster; }
 unsigned cluster_rank() { return thread().block->id % launch().spec().cluster; }
 
-void check(const void* p, std::size_t bytes, Op op) {
+void load(void* to, const void* p, std::size_t bytes, Op op) {
   enter()->access(reinterpret_cast<std::uintptr_t>(p), bytes, op, STROP_PC, true);
+  std::memcpy(to, p, bytes);
+}
+void store(void* p, const void* from, std::size_t bytes, Op op) {
+  enter()->access(reinterpret_cast<std::uintptr_t>(p), bytes, op, STROP_PC, true);
+  std::memcpy(p, from, bytes);
 }
 void check_prefetch(const void* p, std::size_t bytes) {
   Entered l = enter();

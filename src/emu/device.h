@@ -34,20 +34,20 @@ enum class Op : std::uint8_t {
   kAtomicWrite,
 };
 
-// Checks an access of `bytes` at `p`, aligned to its size, by the calling thread. The caller makes it.
-void check(const void* p, std::size_t bytes, Op op);
+// Checks an access of `bytes` at `p`, aligned to its size, by the calling thread, and makes it: where the compiler does
+// not see it, which would have it checked and counted once more.
+void load(void* to, const void* p, std::size_t bytes, Op op);
+void store(void* p, const void* from, std::size_t bytes, Op op);
 
 template <class T>
-inline T load(const void* p, Op op = Op::kRead) {
-  check(p, sizeof(T), op);
+[[gnu::always_inline]] inline T load(const void* p, Op op = Op::kRead) {
   T v;
-  std::memcpy(&v, p, sizeof(T));
+  load(&v, p, sizeof(T), op);
   return v;
 }
 template <class T>
-inline void store(void* p, const T& v, Op op = Op::kWrite) {
-  check(p, sizeof(T), op);
-  std::memcpy(p, &v, sizeof(T));
+[[gnu::always_inline]] inline void store(void* p, const T& v, Op op = Op::kWrite) {
+  store(p, &v, sizeof(T), op);
 }
 
 // A prefetch: reads nothing, but its address must be one.

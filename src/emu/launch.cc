@@ -164,32 +164,72 @@ void Launch::end_thread(Thread& t) {
   stacks_.give_back(t.fiber.stack());
   Block& block = *t.block;
   ++block.exited;
-  for (const Copy& c : copies_) {
-    if (c.by != &t) continue;
-    report(Kind::kCopyInFlight, thread_text(t) + " exits while an asynchronous copy that it started is on its way",
-           c.at, nullptr);
-    break;
+  for (std::size_t i = 0; i < copies_.size();) {
+    const Copy& c = copies_[i];
+    if (c.by != &t || c.kind == CopyKind::kBulkLoad) {  // that may outlive its thread, but not the block
+      ++i;
+    } else {
+      if (c.read.empty() && !c.reported) {
+        report(Kind::kCopyInFlight, thread_text(t) + " exits while an asynchronous copy that it started is on its way",
+               c.at, nullptr);
+      }
+      land(i);
+    }
   }
-  std::erase_if(copies_, [&](const Copy& c) { return c.by == &t; });
-  for (Meet& m : block.meets[t.warp()]) {
+  const std::vector<Meet> meets = block.meets[t.warp()];  // those that end leave the original
+  for (const Meet& m : meets) {
     if ((m.mask >> t.lane() & 1) != 0 && (m.arrived >> t.lane() & 1) == 0) settle_meet(block, t.warp(), m.mask);
   }
   check_left_barriers(block);
+  Cluster& cluster = cluster_of(block);
+  if (t.cluster_arrived && t.cluster_arrival == cluster.barrier.generation) {
+    ++cluster.barrier.leaving;
+  } else if (--cluster.barrier.expected == cluster.barrier.arrived_threads.size() && cluster.barrier.expected > 0) {
+    finish_barrier(cluster.barrier);
+  }
   if (!block.done()) return;
+  check_left_shared(block);
+  for (const Copy& c : copies_) {
+    if (c.by->block != &block || c.reported) continue;
+    report(Kind::kCopyInFlight, "block " + std::to_string(block.id) + " exits while a bulk load of " +
+           thread_text(*c.by) + " is on its way", c.at, nullptr);
+    break;
+  }
+  std::erase_if(copies_, [&](const Copy& c) { return c.by->block == &block; });
+  std::erase_if(mbarriers_, [&](const auto& m) {
+    return block.shared->has(m.first) || std::any_of(block.statics.begin(), block.statics.end(), [&](const auto& s) {
+             return s != nullptr && s->has(m.first);
+           });
+  });
   if (statics_of_ == &block) statics_of_ = nullptr;
   --resident_;
-  const auto cluster = std::find_if(clusters_.begin(), clusters_.end(), [&](const auto& c) {
-    return c->blocks[0]->cluster == block.cluster;
-  });
-  if (!(*cluster)->done()) return;
+  if (!cluster.done()) return;
   if (last_region_ != nullptr && last_region_->block() != nullptr) last_region_ = nullptr;
-  clusters_.erase(cluster);
+  std::erase_if(clusters_, [&](const auto& c) { return c.get() == &cluster; });
+}
+
+void Launch::check_left_shared(Block& block) {
+  if (spec_.cluster == 1) return;
+  Gathered exited;
+  for (const auto& t : block.threads) exited.known.push_back({block.id, t->index, t->clock, t->knows});
+  Thread all;  // that knows what any of the block's threads did
+  all.block = &block, all.index = ~0u;
+  all.knows = exited.join(threads_).known;
+  const auto check = [&](Region& r) {
+    r.each_touch([&](std::uintptr_t a, const Touch& touch) {
+      if (knows(all, touch)) return;
+      report(Kind::kExitedBlock, r.describe(a) + " is accessed by " +
+             thread_text(touch.thread / threads_, touch.thread % threads_) + ": nothing keeps block " +
+             std::to_string(block.id) + ", whose memory it is, from exiting before", program_start() + touch.pc, nullptr);
+    });
+  };
+  check(*block.shared);
+  for (std::size_t i = 0; i < statics_.size() && statics_of_ == &block; ++i) check(live_static(block, i));
 }
 
 void Launch::wake(Thread* t) {
   if (t->ready || t->done) return;
   t->ready = true;
-  t->spinning = false;
   t->waits_for = nullptr;
   ready_.push_back(t);
 }
@@ -205,15 +245,15 @@ void Launch::give_up() {
   for (;;) running_->fiber.suspend();
 }
 
-void Launch::polled(bool changed) {
+void Launch::polled(Pc pc) {
   Thread& t = *running_;
-  if (changed) ++progress_;
+  t.waits_for = "a change of memory that it polls", t.waits_at = pc, t.waits_how.clear();
   if (progress_ != stalled_at_) stalled_at_ = progress_, spins_ = 0;
   // Nobody has changed anything while everybody polled several times over.
   if (++spins_ > 64 * ready_.size() + 4096) {
+    const bool moved = unstall();
     spins_ = 0;
-    if (!unstall()) {
-      t.waits_for = "a change of memory that it polls";
+    if (!moved) {
       report_deadlock();
       give_up();
     }
@@ -221,6 +261,7 @@ void Launch::polled(bool changed) {
   t.ready = true;
   ready_.push_back(&t);
   t.fiber.suspend();
+  t.waits_for = nullptr;
 }
 
 bool Launch::unstall() {

@@ -34,28 +34,38 @@ struct Thread {
   KnowledgePtr fenced_gpu, fenced_block, seen_gpu, seen_block;
 
   bool ready = true, done = false;
-  bool spinning = false;            // has yielded because it polls memory
   const char* waits_for = nullptr;  // while it waits
   Pc waits_at = 0;
   std::string waits_how;            // more to say of it in a report on a deadlock
   std::uint64_t cluster_arrival = 0;
   bool cluster_arrived = false;
-  std::uint64_t groups = 0, open_copies = 0;  // cp.async: committed groups; copies since
+  std::uint64_t groups[2] = {};  // committed ones, of cp.async and of bulk stores
   std::unordered_map<std::uint64_t, std::uint32_t> occurrences;  // of each counted access
 
   unsigned lane() const { return index % kWarpSize; }
   unsigned warp() const { return index / kWarpSize; }
 };
 
+// What threads that meet pass on: what happened before, what their fences have published, and what atomic reads have
+// seen. The latter because __threadfence is sequentially consistent: a barrier may lie between it and the atomic.
+struct Passed {
+  KnowledgePtr known, fenced, seen;
+};
+struct Gathered {
+  std::vector<Meeting> known, fenced, seen;
+  void add(Meeting m, const Thread& t);
+  Passed join(std::uint32_t threads) const;
+};
+
 // Where threads meet. A generation ends when `expected` have arrived.
 struct Barrier {
   const char* what = "";
-  std::uint32_t expected = 0;
-  std::vector<Meeting> arrived;
+  std::uint32_t expected = 0, leaving = 0;  // of the cluster's: those that exit are not expected any more
+  Gathered arrived;
   std::vector<Thread*> arrived_threads, waiting;
   Pc first_at = 0;
   std::uint64_t generation = 0;
-  KnowledgePtr released;  // by the last generation that ended
+  Passed released;  // by the last generation that ended
 };
 
 // Lanes on their way to one warp operation.
@@ -65,7 +75,7 @@ struct Meet {
   void (*complete)(void* const*, unsigned);
   bool orders_memory;
   unsigned arrived = 0;
-  std::vector<Meeting> met;
+  Gathered met;
   void* payloads[kWarpSize] = {};
   Thread* threads[kWarpSize] = {};
   Pc at[kWarpSize] = {};
@@ -115,6 +125,8 @@ struct Copy {
   std::uint64_t group = 0;
   std::uintptr_t barrier = 0;  // the mbarrier that counts its bytes
   Pc at;
+  std::vector<unsigned char> read{};  // what it brings, once somebody has waited for it to be read
+  bool reported = false;              // that somebody has not waited for it
 };
 
 // The emulator's side of an mbarrier in shared memory.
@@ -168,7 +180,7 @@ class Launch {
   std::uint64_t atomic(std::uintptr_t a, std::size_t n, MemoryOrder order,
                        std::uint64_t (*apply)(std::uint64_t, const void*), const void* context, Pc pc);
   void volatile_access(std::uintptr_t a, std::size_t n, bool write, Pc pc);
-  void polled(bool changed);  // after a read of what other threads may change: lets them run
+  void polled(Pc pc);  // after a read of what other threads may change: lets them run
   void wait(const char* what, Pc pc, std::string how = {});
   void* map_shared(std::uintptr_t a, unsigned rank, Pc pc);
   Meeting meeting();  // of the running thread; its clock goes on
@@ -184,7 +196,8 @@ class Launch {
   void mbarrier_wait(std::uintptr_t a, unsigned parity, Pc pc);
 
   // ---- reports
-  void report(Kind kind, std::string text, Pc pc, const Thread* thread, const Touch* other = nullptr);
+  // `thread`: whose stack leads to `pc`; null where that does not matter. `other`: a second line of the same mistake.
+  void report(Kind kind, std::string text, Pc pc, const Thread* thread, Pc other = 0);
   std::string thread_text(std::uint32_t block, std::uint32_t index) const;
   std::string thread_text(const Thread& t) const { return thread_text(t.block->id, t.index); }
   [[noreturn]] void give_up();  // leaves the running thread for ever, and ends the launch
@@ -213,6 +226,9 @@ class Launch {
   void settle(MBarrier& b);
   void report_deadlock();
   void check_left_barriers(Block& block);
+  void check_left_shared(Block& block);  // accesses of other blocks that its exit did not wait for
+  void take(Thread& t, const Passed& passed);
+  Cluster& cluster_of(const Block& block);
   void finish_barrier(Barrier& barrier);
   void settle_meet(Block& block, unsigned warp, unsigned mask);  // ends it where nobody more can come
   void wake(Thread* t);
@@ -220,12 +236,15 @@ class Launch {
   Region* find_static(std::uintptr_t a);
   Region& static_of(Block& block, std::size_t i);  // the block's contents while another runs
   Region& live_static(Block& block, std::size_t i);
+  Copy* copy_at(const Region& r, std::uintptr_t a, bool arriving);  // that is on its way to a byte, or reads it
   bool check_bytes(Region& r, std::uintptr_t a, std::size_t n, Op op, Pc pc);
   void check_race(Region& r, std::uintptr_t a, std::size_t n, Op op, Pc pc);
   void finish_counts();
   void publish_reports();
   bool knows(const Thread& t, const Touch& touch) const;
   MBarrier* find_mbarrier(std::uintptr_t a, Pc pc);
+  // What is kept by address finds it by this one: a static __shared__ variable has the same address in every block.
+  std::uintptr_t place(std::uintptr_t a);
 
   static void enter(void* thread);
 
@@ -243,9 +262,9 @@ class Launch {
   Block* statics_of_ = nullptr;  // whose contents static __shared__ variables have
   std::vector<StaticShared> statics_;
   Barrier grid_;
-  std::unordered_map<std::uintptr_t, Published> published_;
+  std::unordered_map<std::uintptr_t, Published> published_;  // by place()
   std::vector<Copy> copies_;
-  std::unordered_map<std::uintptr_t, MBarrier> mbarriers_;
+  std::unordered_map<std::uintptr_t, MBarrier> mbarriers_;  // by place()
   std::uint64_t progress_ = 0, stalled_at_ = 0, spins_ = 0;
   bool over_ = false, in_kernel_ = false;
   std::vector<Found> found_;

@@ -23,10 +23,7 @@ __attribute__((always_inline)) inline void load_matrices(const char* what, std::
                                                          bool transposed) {
   LoadMatrices m;
   m.count = kCount, m.transposed = transposed;
-  if (lane_index() < 8 * kCount) {  // who gives no address reads nothing
-    check(row, sizeof m.row, Op::kRead);
-    std::memcpy(m.row, row, sizeof m.row);
-  }
+  if (lane_index() < 8 * kCount) load(m.row, row, sizeof m.row, Op::kRead);  // who gives no address reads nothing
   warp_meet(what, 0xffffffffu, &m, &complete_load_matrices);
   std::memcpy(r, m.result, sizeof r);
 }

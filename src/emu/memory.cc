@@ -10,31 +10,21 @@ constexpr std::uint8_t kPoison = 0xfb;  // a NaN in every float dtype, true as a
 
 std::uintptr_t align(std::uintptr_t a) { return (a + 1023) / 1024 * 1024; }
 
-// Bytes from the view's first element to element i of its row-major order.
-template <class F>
-void for_each_element(const TensorView& v, F&& f) {
-  const std::int64_t n = v.numel(), size = dtype_size(v.dtype);
-  std::int64_t index[kMaxRank] = {};
-  for (std::int64_t i = 0; i < n; ++i) {
-    std::int64_t offset = 0;
-    for (int d = 0; d < v.rank; ++d) offset += index[d] * v.strides[d];
-    if (!f(index, offset * size)) return;
-    for (int d = v.rank - 1; d >= 0 && ++index[d] == v.shape[d]; --d) index[d] = 0;
-  }
-}
-
-// The same by stretches of elements that lie one behind the other: f(address, elements).
+// Calls f(address, elements) for each stretch of a view's elements that lie one behind the other, in row-major order.
 template <class F>
 void for_each_run(const TensorView& v, F&& f) {
-  TensorView outer = v;
+  int rank = v.rank;
   std::int64_t run = 1;
-  while (outer.rank > 0 && (outer.strides[outer.rank - 1] == run || outer.shape[outer.rank - 1] == 1))
-    run *= outer.shape[--outer.rank];
-  const auto first = reinterpret_cast<std::uintptr_t>(v.data);
-  for_each_element(outer, [&](const std::int64_t*, std::int64_t offset) {
-    if (run > 0) f(first + static_cast<std::uintptr_t>(offset), run);
-    return true;
-  });
+  while (rank > 0 && (v.strides[rank - 1] == run || v.shape[rank - 1] == 1)) run *= v.shape[--rank];
+  const std::int64_t size = dtype_size(v.dtype);
+  std::int64_t runs = 1, index[kMaxRank] = {};
+  for (int d = 0; d < rank; ++d) runs *= v.shape[d];
+  for (std::int64_t i = 0; i < (run > 0 ? runs : 0); ++i) {
+    std::int64_t offset = 0;
+    for (int d = 0; d < rank; ++d) offset += index[d] * v.strides[d];
+    f(reinterpret_cast<std::uintptr_t>(v.data) + static_cast<std::uintptr_t>(offset * size), run);
+    for (int d = rank - 1; d >= 0 && ++index[d] == v.shape[d]; --d) index[d] = 0;
+  }
 }
 
 std::string shape_text(const TensorView& v) {
@@ -44,6 +34,9 @@ std::string shape_text(const TensorView& v) {
 }
 
 std::string bytes_text(std::uintptr_t n) { return std::to_string(n) + (n == 1 ? " byte" : " bytes"); }
+std::string past_text(std::uintptr_t n) {
+  return (n == 0 ? std::string("right") : bytes_text(n)) + " past the end of ";
+}
 
 }  // namespace
 
@@ -114,30 +107,38 @@ std::string Region::describe(std::uintptr_t a) const {
   Place best{~std::uintptr_t{0}, {}};
   for (const NamedView& named : views_) {
     const TensorView& v = named.view;
-    const auto first = reinterpret_cast<std::uintptr_t>(v.data);
     const auto size = static_cast<std::uintptr_t>(dtype_size(v.dtype));
     const std::string what = std::string(named.name) + " " + shape_text(v);
-    std::uintptr_t low = first, high = first;
+    std::uintptr_t low = reinterpret_cast<std::uintptr_t>(v.data), high = low;
+    std::int64_t before = 0;  // elements, in row-major order
     std::string element;
-    for_each_element(v, [&](const std::int64_t* index, std::int64_t offset) {
-      const std::uintptr_t e = first + static_cast<std::uintptr_t>(offset);
-      low = std::min(low, e), high = std::max(high, e + size);
-      if (a - e >= size) return true;
-      element = named.name;
-      for (int d = 0; d < v.rank; ++d) element += "[" + std::to_string(index[d]) + "]";
-      element += (a != e ? " byte " + std::to_string(a - e) : std::string()) + " of " + shape_text(v);
-      return false;
+    for_each_run(v, [&](std::uintptr_t e, std::int64_t n) {
+      const std::uintptr_t bytes = static_cast<std::uintptr_t>(n) * size;
+      low = std::min(low, e), high = std::max(high, e + bytes);
+      if (a - e < bytes && element.empty()) {
+        std::int64_t i = before + static_cast<std::int64_t>((a - e) / size);
+        for (int d = v.rank - 1; d >= 0; i /= v.shape[d--]) {
+          std::string index = "[";
+          index += std::to_string(i % v.shape[d]);
+          index += "]";
+          element.insert(0, index);
+        }
+        element.insert(0, named.name);
+        if ((a - e) % size != 0) element += " byte " + std::to_string((a - e) % size);
+        element += " of " + shape_text(v);
+      }
+      before += n;
     });
     if (!element.empty()) return element;
     Place place{0, "between the elements of " + what};
     if (a < low) place = {low - a, bytes_text(low - a) + " before " + what};
-    if (a >= high) place = {a - high + 1, bytes_text(a - high) + " past the end of " + what};
+    if (a >= high) place = {a - high + 1, past_text(a - high) + what};
     if (place.distance < best.distance) best = std::move(place);
   }
   if (!best.text.empty()) return best.text;
   const std::string what = name_ + " (" + bytes_text(bytes_) + ")";
   if (a < begin_) return bytes_text(begin_ - a) + " before " + what;
-  if (a >= end()) return bytes_text(a - end()) + " past the end of " + what;
+  if (a >= end()) return past_text(a - end()) + what;
   return "byte " + std::to_string(a - begin_) + " of " + what;
 }
 

@@ -1,6 +1,7 @@
 // What is known of every byte that a kernel may touch: whether it is there, written, on its way; and who touched it.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -79,6 +80,15 @@ class Region {
   Word& word(std::uintptr_t a);  // of the present launch
   std::vector<Touch>& overflow(const Word& w) { return overflow_[&w - words_.data()]; }
   void forget_touches(std::uint32_t launch);
+  // Calls f(address of the word, touch) for what is known of the present launch.
+  template <class F>
+  void each_touch(F&& f) {
+    for (std::size_t i = 0; i < words_.size(); ++i) {
+      const Word& w = words_[i];
+      for (std::uint32_t k = 0; w.launch == launch_ && k < w.n; ++k)
+        f(std::max(begin_, (begin_ / 4 + i) * 4), k < Word::kInline ? w.touches[k] : overflow(w)[k - Word::kInline]);
+    }
+  }
 
   // "grad[3][17]", "2 bytes past the end of grad (4, 300) float32", …
   std::string describe(std::uintptr_t a) const;

@@ -43,18 +43,34 @@ Meeting Launch::meeting() {
   return {t.block->id, t.index, t.clock++, t.knows};
 }
 
+void Gathered::add(Meeting m, const Thread& t) {
+  known.push_back(std::move(m));
+  if (t.fenced_gpu != nullptr) fenced.push_back({0, 0, 0, t.fenced_gpu});
+  if (t.seen_gpu != nullptr) seen.push_back({0, 0, 0, t.seen_gpu});
+}
+Passed Gathered::join(std::uint32_t threads) const {
+  const auto all = [&](const std::vector<Meeting>& m) { return m.empty() ? nullptr : Knowledge::join(m, threads); };
+  return {all(known), all(fenced), all(seen)};
+}
+void Launch::take(Thread& t, const Passed& passed) {
+  t.knows = Knowledge::join(t.knows, passed.known);
+  t.fenced_gpu = Knowledge::join(t.fenced_gpu, passed.fenced);
+  t.seen_gpu = Knowledge::join(t.seen_gpu, passed.seen);
+}
+
 void Launch::barrier_arrive(Barrier& barrier, Pc pc) {
-  if (barrier.arrived.empty()) barrier.first_at = pc;
-  barrier.arrived.push_back(meeting());
+  if (barrier.arrived_threads.empty()) barrier.first_at = pc;
+  barrier.arrived.add(meeting(), *running_);
   barrier.arrived_threads.push_back(running_);
-  if (barrier.arrived.size() == barrier.expected) finish_barrier(barrier);
+  if (barrier.arrived_threads.size() == barrier.expected) finish_barrier(barrier);
 }
 
 void Launch::finish_barrier(Barrier& barrier) {
   ++progress_, ++barriers_;
-  barrier.released = Knowledge::join(barrier.arrived, threads_);
-  barrier.arrived.clear();
+  barrier.released = barrier.arrived.join(threads_);
+  barrier.arrived = {};
   barrier.arrived_threads.clear();
+  barrier.expected -= std::exchange(barrier.leaving, 0);
   ++barrier.generation;
   for (Thread* t : barrier.waiting) wake(t);
   barrier.waiting.clear();
@@ -66,7 +82,7 @@ void Launch::barrier_wait(Barrier& barrier, std::uint64_t generation, const char
     barrier.waiting.push_back(&t);
     wait(what, pc);
   }
-  t.knows = Knowledge::join(t.knows, barrier.released);
+  take(t, barrier.released);
 }
 
 void Launch::block_barrier(unsigned id, unsigned threads, bool wait_too, Pc pc) {
@@ -75,16 +91,14 @@ void Launch::block_barrier(unsigned id, unsigned threads, bool wait_too, Pc pc) 
   Barrier& b = block.barriers[id];
   b.what = id == 0 ? "__syncthreads" : "a named barrier";
   const std::uint32_t expected = threads == 0 ? threads_ : threads;
-  if (!b.arrived.empty() && b.expected != expected) {
+  if (!b.arrived_threads.empty() && b.expected != expected) {
     report(Kind::kDivergentBarrier, thread_text(t) + " comes to barrier " + std::to_string(id) + " for " +
            std::to_string(expected) + " threads, at which others wait for " + std::to_string(b.expected), pc, &t);
     give_up();
   }
-  if (!b.arrived.empty() && threads == 0 && pc != b.first_at && !same_line(pc, b.first_at)) {
-    const Touch other{b.arrived[0].block * threads_ + b.arrived[0].index, 0,
-                      static_cast<std::uint32_t>(b.first_at - program_start()), 0, Op::kRead};
+  if (!b.arrived_threads.empty() && threads == 0 && pc != b.first_at && !same_line(pc, b.first_at)) {
     report(Kind::kDivergentBarrier, "__syncthreads in divergent code: " + thread_text(t) + " is at one, " +
-           thread_text(b.arrived[0].block, b.arrived[0].index) + " at another", pc, &t, &other);
+           thread_text(*b.arrived_threads[0]) + " at another", pc, &t, b.first_at);
   }
   b.expected = expected;
   const std::uint64_t generation = b.generation;
@@ -95,31 +109,34 @@ void Launch::block_barrier(unsigned id, unsigned threads, bool wait_too, Pc pc) 
 
 void Launch::check_left_barriers(Block& block) {
   for (auto& [id, b] : block.barriers) {
-    if (b.arrived.empty() || b.expected != threads_ || block.exited == 0) continue;
-    if (b.arrived.size() + block.exited < b.expected) continue;
+    if (b.arrived_threads.empty() || b.expected != threads_ || block.exited == 0) continue;
+    if (b.arrived_threads.size() + block.exited < b.expected) continue;
     const auto gone = std::find_if(block.threads.begin(), block.threads.end(), [](const auto& t) { return t->done; });
     report(Kind::kDivergentBarrier,
-           std::to_string(b.arrived.size()) + " threads of block " + std::to_string(block.id) + " wait at " + b.what +
-               ", but " + std::to_string(block.exited) + " have exited, the first is " + thread_text(**gone),
+           std::string(b.what) + " of block " + std::to_string(block.id) + " is for " + std::to_string(threads_) +
+               " threads, of which " + std::to_string(block.exited) + (block.exited == 1 ? " has" : " have") +
+               " exited; the first is " + thread_text(**gone),
            b.first_at, b.arrived_threads[0]);
     finish_barrier(b);
   }
 }
 
+Cluster& Launch::cluster_of(const Block& block) {
+  return **std::find_if(clusters_.begin(), clusters_.end(),
+                        [&](const auto& c) { return c->blocks[0]->cluster == block.cluster; });
+}
+
 void Launch::cluster_arrive(Pc pc) {
   Thread& t = *running_;
-  for (const auto& c : clusters_) {
-    if (c->blocks[0]->cluster != t.block->cluster) continue;
-    if (t.cluster_arrived) {
-      report(Kind::kDivergentBarrier, thread_text(t) + " arrives at the cluster's barrier twice without a wait between",
-             pc, &t);
-      give_up();
-    }
-    t.cluster_arrived = true;
-    t.cluster_arrival = c->barrier.generation;
-    barrier_arrive(c->barrier, pc);
-    return;
+  Barrier& b = cluster_of(*t.block).barrier;
+  if (t.cluster_arrived) {
+    report(Kind::kDivergentBarrier, thread_text(t) + " arrives at the cluster's barrier twice without a wait between",
+           pc, &t);
+    give_up();
   }
+  t.cluster_arrived = true;
+  t.cluster_arrival = b.generation;
+  barrier_arrive(b, pc);
 }
 
 void Launch::cluster_wait(Pc pc) {
@@ -129,10 +146,7 @@ void Launch::cluster_wait(Pc pc) {
     give_up();
   }
   t.cluster_arrived = false;
-  for (const auto& c : clusters_) {
-    if (c->blocks[0]->cluster == t.block->cluster)
-      return barrier_wait(c->barrier, t.cluster_arrival, "the cluster's barrier", pc);
-  }
+  barrier_wait(cluster_of(*t.block).barrier, t.cluster_arrival, "the cluster's barrier", pc);
 }
 
 std::uint64_t Launch::grid_arrive(Pc pc) {
@@ -166,17 +180,15 @@ void Launch::warp_meet(const char* what, unsigned mask, void* payload, void (*co
     meet = meets.end() - 1;
   } else if (std::strcmp(meet->what, what) != 0) {
     const unsigned first = static_cast<unsigned>(std::countr_zero(meet->arrived));
-    const Touch other{t.block->id * threads_ + t.warp() * kWarpSize + first, 0,
-                      static_cast<std::uint32_t>(meet->at[first] - program_start()), 0, Op::kRead};
     report(Kind::kWarp, "lanes of a warp meet at different operations: " + thread_text(t) + " is at " + what +
-           ", lanes " + lanes_text(meet->arrived) + " are at " + meet->what, pc, &t, &other);
+           ", lanes " + lanes_text(meet->arrived) + " are at " + meet->what, pc, &t, meet->at[first]);
     give_up();
   }
   meet->arrived |= 1u << lane;
   meet->payloads[lane] = payload;
   meet->threads[lane] = &t;
   meet->at[lane] = pc;
-  if (meet->orders_memory) meet->met.push_back(meeting());
+  if (meet->orders_memory) meet->met.add(meeting(), t);
   settle_meet(*t.block, t.warp(), mask);
   if (std::any_of(meets.begin(), meets.end(), [&](const Meet& m) { return m.mask == mask; }))
     wait(what, pc);
@@ -201,12 +213,11 @@ void Launch::settle_meet(Block& block, unsigned warp, unsigned mask) {
            m.at[first], m.threads[first]);
   }
   if (m.complete != nullptr) m.complete(m.payloads, m.arrived);
-  KnowledgePtr known;
-  if (m.orders_memory) known = Knowledge::join(m.met, threads_);
+  const Passed passed = m.met.join(threads_);
   ++progress_;
   for (Thread* t : m.threads) {
     if (t == nullptr) continue;
-    if (m.orders_memory) t->knows = Knowledge::join(t->knows, known);
+    take(*t, passed);
     if (t != running_) wake(t);
   }
 }
@@ -240,7 +251,7 @@ std::uint64_t Launch::atomic(std::uintptr_t a, std::size_t n, MemoryOrder order,
     changed = std::memcmp(&now, &old, n) != 0;
     std::memcpy(reinterpret_cast<void*>(a), &now, n);
   }
-  Published& p = published_[a];
+  Published& p = published_[place(a)];
   const bool same_block = p.block_id == t.block->id;
   if (order == MemoryOrder::kAcquire || order == MemoryOrder::kAcquireRelease) t.knows = Knowledge::join(t.knows, p.gpu);
   t.seen_gpu = Knowledge::join(t.seen_gpu, p.gpu);
@@ -257,7 +268,7 @@ std::uint64_t Launch::atomic(std::uintptr_t a, std::size_t n, MemoryOrder order,
   if (changed) {
     ++progress_;
   } else {
-    polled(false);
+    polled(pc);
   }
   return old;
 }
@@ -267,12 +278,12 @@ void Launch::volatile_access(std::uintptr_t a, std::size_t n, bool write, Pc pc)
   Thread& t = *running_;
   access(a, n, write ? Op::kAtomicWrite : Op::kAtomicRead, pc, true);
   if (t.fiber.owns(a)) return;
-  Published& p = published_[a];
+  Published& p = published_[place(a)];
   if (write) {
     p = {t.fenced_gpu, t.fenced_block, t.block->id};
     return;
   }
-  polled(false);
+  polled(pc);
   t.seen_gpu = Knowledge::join(t.seen_gpu, p.gpu);
   t.seen_block = Knowledge::join(t.seen_block, p.block_id == t.block->id ? Knowledge::join(p.block, p.gpu) : p.gpu);
 }
@@ -285,6 +296,7 @@ void* Launch::map_shared(std::uintptr_t a, unsigned rank, Pc pc) {
     give_up();
   }
   const std::uint32_t id = t.block->cluster * spec_.cluster + rank;
+  (void)find(a);  // so that a static variable is known which this launch has not touched yet
   for (const auto& cluster : clusters_) {
     if (cluster->blocks[0]->cluster != t.block->cluster) continue;
     Block& to = *cluster->blocks[rank];
@@ -328,6 +340,14 @@ Region* Launch::find_static(std::uintptr_t a) {
   Region& r = live_static(block, statics_.size() - 1);
   r.poison();
   return &r;
+}
+
+std::uintptr_t Launch::place(std::uintptr_t a) {
+  for (std::size_t i = 0; i < statics_.size(); ++i) {
+    const std::uintptr_t offset = a - statics_[i].address;
+    if (offset < statics_[i].bytes) return static_of(*running_->block, i).begin() + offset;
+  }
+  return a;
 }
 
 Region& Launch::live_static(Block& block, std::size_t i) {

@@ -75,7 +75,16 @@ const std::vector<Backend>& device_backends() {
 UseBackend::UseBackend(const Backend& backend) : before_(simd_target()) {
   set_simd_target(backend.simd);
 #if STROP_WITH_CUDA
-  if (backend.cuda()) expect_success(cudaSetDevice(backend.device_index), "cudaSetDevice");
+  if (!backend.cuda()) return;
+  expect_success(cudaGetDevice(&device_before_), "cudaGetDevice");
+  expect_success(cudaSetDevice(backend.device_index), "cudaSetDevice");
+#endif
+}
+
+UseBackend::~UseBackend() {
+  set_simd_target(before_);
+#if STROP_WITH_CUDA
+  if (device_before_ >= 0) expect_success(cudaSetDevice(device_before_), "cudaSetDevice");
 #endif
 }
 

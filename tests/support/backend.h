@@ -50,12 +50,13 @@ void synchronize(const Backend& backend);
 class UseBackend {
  public:
   explicit UseBackend(const Backend& backend);
-  ~UseBackend() { set_simd_target(before_); }
+  ~UseBackend();
   UseBackend(const UseBackend&) = delete;
   UseBackend& operator=(const UseBackend&) = delete;
 
  private:
   SimdTarget before_;
+  int device_before_ = -1;  // none was set
 };
 
 }  // namespace strop::testing

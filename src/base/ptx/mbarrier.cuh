@@ -50,8 +50,8 @@ __device__ __forceinline__ void mbarrier_arrive_expect(std::uint64_t* barrier, s
 #if STROP_EMULATED
   emu::mbarrier_arrive(barrier, 1, bytes);
 #elif !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1;\n}" ::"r"(
-                   shared_address(barrier)),
+  const std::uint32_t at = shared_address(barrier);
+  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1;\n}" ::"r"(at),
                "r"(bytes)
                : "memory");
 #endif

@@ -33,6 +33,10 @@ __device__ __forceinline__ dim3 strop_emu_grid_dim() {
 // ---- Barriers and fences --------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ void __syncthreads() { ::strop::emu::block_barrier_sync(0, 0); }
+__device__ __forceinline__ void __barrier_sync(unsigned id) { ::strop::emu::block_barrier_sync(id, 0); }
+__device__ __forceinline__ void __barrier_sync_count(unsigned id, unsigned threads) {
+  ::strop::emu::block_barrier_sync(id, threads);
+}
 __device__ __forceinline__ void __syncwarp(unsigned mask = 0xffffffffu) {
   ::strop::emu::warp_meet("__syncwarp", mask, nullptr, nullptr, true);
 }

@@ -1,7 +1,20 @@
 // CUDA's vectors, with CUDA's alignments. They are plain aggregates, so that a copy of a 16-byte one is one access.
 #pragma once
 
+#include <concepts>
+
 #include "host_defines.h"
+
+// A temporary is stored at once, too: a compiler would store it field by field. No copy assignment, so that the type
+// stays trivial.
+#define STROP_EMU_STORED_AT_ONCE(type)                                                 \
+  type& operator=(const type&) = default;                                              \
+  template <std::same_as<type> U>                                                      \
+  __forceinline__ type& operator=(U&& v) {                                             \
+    using Bytes [[gnu::vector_size(sizeof(U)), gnu::may_alias]] = unsigned char;       \
+    *reinterpret_cast<Bytes*>(this) = *reinterpret_cast<const Bytes*>(&v);             \
+    return *this;                                                                      \
+  }
 
 #define STROP_EMU_VECTORS(name, T, align2, align4)                                                          \
   struct name##1 {                                                                                          \
@@ -9,12 +22,14 @@
   };                                                                                                        \
   struct __align__(align2) name##2 {                                                                        \
     T x, y;                                                                                                 \
+    STROP_EMU_STORED_AT_ONCE(name##2)                                                                       \
   };                                                                                                        \
   struct name##3 {                                                                                          \
     T x, y, z;                                                                                              \
   };                                                                                                        \
   struct __align__(align4) name##4 {                                                                        \
     T x, y, z, w;                                                                                           \
+    STROP_EMU_STORED_AT_ONCE(name##4)                                                                       \
   };                                                                                                        \
   __host__ __device__ __forceinline__ constexpr name##1 make_##name##1(T x) { return {x}; }                 \
   __host__ __device__ __forceinline__ constexpr name##2 make_##name##2(T x, T y) { return {x, y}; }         \
@@ -35,6 +50,7 @@ STROP_EMU_VECTORS(float, float, 8, 16)
 STROP_EMU_VECTORS(double, double, 16, 16)
 
 #undef STROP_EMU_VECTORS
+#undef STROP_EMU_STORED_AT_ONCE
 
 struct dim3 {
   unsigned int x, y, z;

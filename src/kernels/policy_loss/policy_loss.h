@@ -9,7 +9,8 @@
 //
 // Bytes. Each input is read once and the gradient written once: a token costs 3 or 4 logprob-sized reads (advantages
 // of shape (B,) cost nothing), one mask read and one gradient write. fp32, bool mask, beta != 0, (B,) advantages:
-// 13 bytes forward, 17 fused.
+// 13 bytes forward, 17 fused. floor_bytes() is what no kernel can do without: a masked token's logprobs need not be
+// read, though the kernels here do, since its neighbours' come with the same sectors of memory.
 #pragma once
 
 #include <cstdint>
@@ -42,6 +43,19 @@ struct Problem {
   void* grad = nullptr;  // (B, T) row-major in policy's dtype, or null
   void* workspace = nullptr;
 };
+
+// Bytes of memory that must move at least, with `valid` tokens that count: the mask, the logprobs and advantages of
+// those tokens, the gradients of all, the loss. What lies on each other (a stride of 0) counts once.
+inline std::int64_t floor_bytes(const Problem& p, std::int64_t valid) {
+  const std::int64_t all = p.batch * p.tokens;
+  const auto elements = [&](const Matrix& m, std::int64_t n) {
+    const std::int64_t on_one = (m.stride_b == 0 ? p.batch : 1) * (m.stride_t == 0 ? p.tokens : 1);
+    return n == 0 ? 0 : (n + on_one - 1) / on_one * dtype_size(m.dtype);
+  };
+  return elements(p.mask, all) + elements(p.policy, valid) + elements(p.old_policy, valid) +
+         (p.beta != 0 ? elements(p.ref, valid) : 0) + elements(p.advantages, valid) +
+         (p.grad != nullptr ? all * dtype_size(p.policy.dtype) : 0) + std::int64_t{sizeof(float)};
+}
 
 // The oracle: one thread, double precision, as plain as the formula. Inputs in host memory. `loss` and `grad` of the
 // problem are not written: they go to *loss_out and, unless null, grad_out (B * T values).

@@ -576,6 +576,32 @@ TEST(PolicyLossSmall, EmptyAndAllMasked) {
   }
 }
 
+// The header's count: 13 bytes a token forward, 17 fused; and what need not be read.
+TEST(PolicyLossSmall, FloorBytes) {
+  Problem p;
+  p.batch = 4, p.tokens = 300;
+  const Matrix logprobs{nullptr, 300, 1, DType::kFloat32};
+  p.policy = p.old_policy = p.ref = logprobs;
+  p.advantages = {nullptr, 1, 0, DType::kFloat32};
+  p.mask = {nullptr, 300, 1, DType::kBool};
+  p.beta = 0.1f;
+  const std::int64_t n = 4 * 300;
+  EXPECT_EQ(floor_bytes(p, n), 13 * n + 4 * 4 + 4);
+  float grad;
+  p.grad = &grad;
+  EXPECT_EQ(floor_bytes(p, n), 17 * n + 4 * 4 + 4);
+  EXPECT_EQ(floor_bytes(p, 1), n + 3 * 4 + 4 + 4 * n + 4);  // of a masked token its mask, and its gradient
+  EXPECT_EQ(floor_bytes(p, 0), n + 4 * n + 4);
+  p.advantages = logprobs;
+  EXPECT_EQ(floor_bytes(p, n), 21 * n + 4);
+  p.beta = 0;
+  EXPECT_EQ(floor_bytes(p, n), 17 * n + 4);
+  p.policy.dtype = DType::kBFloat16;  // and so the gradient
+  EXPECT_EQ(floor_bytes(p, n), 13 * n + 4);
+  p.old_policy.stride_b = 0;  // one row, for all
+  EXPECT_EQ(floor_bytes(p, n), 9 * n + 4 * 300 + 4);
+}
+
 // With beta 0 the reference is not looked at: it may be anything at all.
 TEST(PolicyLossSmall, ReferenceIgnoredWithoutBeta) {
   for (const Backend& backend : all_backends()) {

@@ -42,6 +42,19 @@ struct Problem {
   void* workspace = nullptr;
 };
 
+// Bytes of memory that must move at least, with `valid` rows that count: the mask, the logits of those rows, the
+// gradients of all, the loss. What lies on each other (a stride of 0) counts once.
+inline std::int64_t floor_bytes(const Problem& p, std::int64_t valid) {
+  const auto rows = [&](const auto& m, std::int64_t n) {
+    const std::int64_t on_one = (m.stride_outer == 0 ? p.outer : 1) * (m.stride_inner == 0 ? p.inner : 1);
+    return n == 0 ? 0 : (n + on_one - 1) / on_one * dtype_size(m.dtype);
+  };
+  const auto logits = [&](const Logits& m, std::int64_t n) { return rows(m, n) * (m.stride_vocab == 0 ? 1 : p.vocab); };
+  const std::int64_t all = p.outer * p.inner;
+  return rows(p.mask, all) + logits(p.student, valid) + logits(p.teacher, valid) +
+         (p.grad.data != nullptr ? all * p.vocab * dtype_size(p.grad.dtype) : 0) + std::int64_t{sizeof(float)};
+}
+
 // The oracle: one thread, double precision. Inputs in host memory. `loss` and `grad` of the problem are not written:
 // they go to *loss_out and, unless null, grad_out (outer * inner * vocab values, row-major).
 void reference(const Problem& problem, double* loss_out, double* grad_out);

@@ -583,6 +583,25 @@ TEST(ReverseKlSmall, EqualLogitsGiveZero) {
   }
 }
 
+// The header's count: 993 kB forward and 1490 kB fused a valid row of 248320 bf16 logits, 497 kB a masked one.
+TEST(ReverseKlSmall, FloorBytes) {
+  Problem p;
+  p.outer = 2, p.inner = 3, p.vocab = 248320;
+  p.student = p.teacher = {nullptr, 3 * p.vocab, p.vocab, 1, DType::kBFloat16};
+  p.mask = {nullptr, 3, 1, DType::kBool};
+  const std::int64_t row = 2 * p.vocab;
+  EXPECT_EQ(row, 496640);
+  EXPECT_EQ(floor_bytes(p, 6), 6 + 6 * 2 * row + 4);
+  EXPECT_EQ(floor_bytes(p, 1), 6 + 2 * row + 4);
+  float grad;
+  p.grad = p.student;
+  p.grad.data = &grad;
+  EXPECT_EQ(floor_bytes(p, 6), 6 + 6 * 3 * row + 4);
+  EXPECT_EQ(floor_bytes(p, 0), 6 + 6 * row + 4);
+  p.teacher.stride_outer = 0;  // three rows, for six
+  EXPECT_EQ(floor_bytes(p, 6), 6 + 6 * row + 3 * row + 6 * row + 4);
+}
+
 TEST(ReverseKlSmall, Empty) {
   for (const Backend& backend : all_backends()) {
     for (Gradient gradient : {Gradient::kNone, Gradient::kOwn, Gradient::kInPlace}) {
