@@ -24,8 +24,9 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 BUILD_SETTINGS := --no-build-isolation --no-deps --config-settings=build-dir=build/$(PRESET) \
                   --config-settings=cmake.args=--preset=$(PRESET) --config-settings=cmake.define.STROP_TESTS=ON
 INSTALLED := $(VENV)/strop-$(PRESET)
+MANYLINUX := manylinux_2_28_$(shell uname -m)
 
-.PHONY: help demo test emu check build wheel bench gpu-check clean distclean
+.PHONY: help demo test emu check build wheel sdist hub bench gpu-check clean distclean
 .DEFAULT_GOAL := help
 
 help:  ## what there is to make
@@ -50,8 +51,18 @@ build: $(INSTALLED)  ## the Python package into .venv, and the C++ tests
 bench: $(INSTALLED)  ## compare with PyTorch eager and torch.compile on this machine
 	$(VENV)/bin/python benchmarks/losses.py
 
-wheel: $(INSTALLED)  ## the package as a wheel in dist, for other machines
-	$(PIP) wheel --quiet --wheel-dir dist . $(BUILD_SETTINGS)
+wheel: $(INSTALLED)  ## the package as a wheel in dist, for any Linux with glibc 2.28 or later
+	@rm -rf build/wheel
+	$(PIP) wheel --quiet --wheel-dir build/wheel . $(BUILD_SETTINGS) \
+	  --config-settings=build.targets=manylinux --config-settings=install.components=manylinux
+	auditwheel repair --only-plat --plat $(MANYLINUX) --exclude libtorch_cpu.so --wheel-dir dist build/wheel/*.whl
+	abi3audit --strict --summary dist/strop-*-$(MANYLINUX).whl
+
+sdist: $(VENV)/ready  ## the sources in dist, as pip takes them
+	$(VENV)/bin/python -m build --sdist --no-isolation --outdir dist .
+
+hub: $(INSTALLED)  ## the repository for the Hugging Face Hub's kernels, in dist/hub
+	$(VENV)/bin/python tools/assemble_hub --build build/$(PRESET)
 
 gpu-check: $(INSTALLED)  ## the suite on a CUDA device, then compute-sanitizer's four tools over it
 	cmake --build --preset $(PRESET)

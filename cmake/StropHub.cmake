@@ -24,11 +24,16 @@ function(strop_hub_module backend)
   strop_binding(${target})
   target_compile_definitions(${target} PRIVATE STROP_MODULE=${name} STROP_OPS_NAMESPACE=${name})
   set_target_properties(${target} PROPERTIES OUTPUT_NAME ${name} LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/hub)
-  # The Hub asks for manylinux_2_28, as wheels do.
-  target_sources(${target} PRIVATE bindings/manylinux.cc ${strop_stubs}/libc.so)
+  # The Hub asks for manylinux_2_28 too: see StropManylinux.cmake.
+  target_sources(${target} PRIVATE cmake/manylinux.cc)
   target_link_directories(${target} BEFORE PRIVATE ${strop_stubs})
+  target_link_options(${target} PRIVATE -Wl,--exclude-libs,ALL)
+  set_property(TARGET ${target} APPEND PROPERTY LINK_DEPENDS ${strop_stubs}/libc.so)
+  add_dependencies(${target} strop_stubs)
+  add_dependencies(strop_hub ${target})
 endfunction()
 
+add_custom_target(strop_hub)
 strop_hub_module(cpu)
 if(STROP_WITH_CUDA)
   strop_hub_module(cuda)

@@ -1,5 +1,5 @@
-# _C_manylinux: the module's own objects in a second link that asks for nothing newer than manylinux_2_28 has, whatever
-# the system has that builds it (tools/link_stubs says how). Built on demand, for `make wheel`.
+# Programs and modules that run where manylinux_2_28 does, whatever the system has that builds them: their own objects in
+# a second link against libraries that have nothing newer (tools/link_stubs). The target manylinux, for `make wheel`.
 
 set(strop_stubs ${PROJECT_BINARY_DIR}/manylinux/stubs)
 add_custom_command(
@@ -8,21 +8,45 @@ add_custom_command(
   DEPENDS ${PROJECT_SOURCE_DIR}/tools/link_stubs
   COMMENT "Writing libraries of manylinux_2_28 to link with"
   VERBATIM)
+add_custom_target(strop_stubs DEPENDS ${strop_stubs}/libc.so)
+add_custom_target(manylinux)
 
-add_library(_C_manylinux MODULE EXCLUDE_FROM_ALL $<TARGET_OBJECTS:_C> ${PROJECT_SOURCE_DIR}/bindings/manylinux.cc
-                                                 ${strop_stubs}/libc.so)
-get_target_property(strop_libraries _C LINK_LIBRARIES)
-get_target_property(strop_link_options _C LINK_OPTIONS)
-target_link_directories(_C_manylinux BEFORE PRIVATE ${strop_stubs})
-target_link_libraries(_C_manylinux PRIVATE ${strop_libraries})
-target_link_options(_C_manylinux PRIVATE ${strop_link_options})
-set_target_properties(
-  _C_manylinux
-  PROPERTIES PREFIX ""
-             OUTPUT_NAME _C
-             SUFFIX ".abi3.so"
-             SKIP_BUILD_RPATH ON
-             CXX_VISIBILITY_PRESET hidden
-             LINK_DEPENDS "${strop_stubs}/libc.so;${PROJECT_SOURCE_DIR}/cmake/exports.map"
-             LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/manylinux/strop)
-install(TARGETS _C_manylinux LIBRARY DESTINATION strop COMPONENT manylinux EXCLUDE_FROM_ALL)
+# Links `target` again as `target`_manylinux, into manylinux/`folder` of the build tree.
+function(strop_manylinux target folder)
+  set(again ${target}_manylinux)
+  set(sources $<TARGET_OBJECTS:${target}> ${PROJECT_SOURCE_DIR}/cmake/manylinux.cc)
+  get_target_property(type ${target} TYPE)
+  if(type STREQUAL EXECUTABLE)
+    add_executable(${again} EXCLUDE_FROM_ALL ${sources})
+    target_compile_definitions(${again} PRIVATE STROP_MANYLINUX_PROGRAM)
+  else()
+    add_library(${again} MODULE EXCLUDE_FROM_ALL ${sources})
+  endif()
+  set_target_properties(${again} PROPERTIES OUTPUT_NAME ${target})
+  foreach(property LINK_LIBRARIES LINK_OPTIONS LINK_DEPENDS OUTPUT_NAME PREFIX SUFFIX)
+    get_target_property(value ${target} ${property})
+    if(NOT value MATCHES "NOTFOUND$")
+      set_property(TARGET ${again} PROPERTY ${property} "${value}")
+    endif()
+  endforeach()
+  set_property(TARGET ${again} APPEND PROPERTY LINK_DEPENDS ${strop_stubs}/libc.so)
+  target_link_directories(${again} BEFORE PRIVATE ${strop_stubs})
+  # What comes out of libstdc++.a stays inside. The emulator's reports need its symbols.
+  target_link_options(${again} PRIVATE -Wl,--exclude-libs,ALL $<$<STREQUAL:${type},EXECUTABLE>:-Wl,--wrap=main>
+                      $<$<STREQUAL:${type},MODULE_LIBRARY>:-s>)
+  set_target_properties(
+    ${again}
+    PROPERTIES SKIP_BUILD_RPATH ON
+               CXX_VISIBILITY_PRESET hidden
+               LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/manylinux/${folder}
+               RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/manylinux/${folder})
+  add_dependencies(${again} strop_stubs)
+  add_dependencies(manylinux ${again})
+  # As a file, not as a target, which would be stripped.
+  install(PROGRAMS $<TARGET_FILE:${again}> DESTINATION ${folder} COMPONENT manylinux EXCLUDE_FROM_ALL)
+endfunction()
+
+strop_manylinux(_C strop)
+if(TARGET strop_emu)
+  strop_manylinux(strop_emu strop/bin)
+endif()

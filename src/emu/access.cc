@@ -88,7 +88,7 @@ void Launch::access(std::uintptr_t a, std::size_t n, Op op, Pc pc, bool aligned)
            ", which has exited", pc, &t);
   }
   if (!check_bytes(*r, a, n, op, pc)) return;
-  if (writes(op)) ++progress_;
+  if (op == Op::kWrite) ++progress_;
   if (counter_ != nullptr)
     counter_->add(t, t.block->id, t.block->id * ((threads_ + kWarpSize - 1) / kWarpSize) + t.warp(), *r, a, n,
                   writes(op), pc);

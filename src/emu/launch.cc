@@ -247,7 +247,7 @@ void Launch::give_up() {
 
 void Launch::polled(Pc pc) {
   Thread& t = *running_;
-  t.waits_for = "a change of memory that it polls", t.waits_at = pc, t.waits_how.clear();
+  t.waits_for = "memory to change", t.waits_at = pc, t.waits_how.clear();
   if (progress_ != stalled_at_) stalled_at_ = progress_, spins_ = 0;
   // Nobody has changed anything while everybody polled several times over.
   if (++spins_ > 64 * ready_.size() + 4096) {

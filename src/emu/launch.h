@@ -225,6 +225,7 @@ class Launch {
   void land(std::size_t copy);
   void settle(MBarrier& b);
   void report_deadlock();
+  std::string how_it_waits(const Thread& t);
   void check_left_barriers(Block& block);
   void check_left_shared(Block& block);  // accesses of other blocks that its exit did not wait for
   void take(Thread& t, const Passed& passed);
@@ -301,6 +302,7 @@ std::vector<Device>& devices();
 // Source lines of program addresses, innermost function first; frames of the emulator and of PTX wrappers are left out.
 std::vector<std::vector<Frame>> frames_of(const std::vector<std::vector<Pc>>& stacks);
 Pc program_start();
+std::string lanes_text(unsigned mask);  // "lane 4", "lanes 0-3, 7"
 // The kernel's or a variable's name; the variable that has an address (name, start, size), from the symbol table.
 std::string symbol_name(const void* address);
 struct Symbol {

@@ -223,8 +223,8 @@ void Launch::report(Kind kind, std::string text, Pc pc, const Thread* thread, Pc
   }
   Found f{kind, std::move(text), {}, pc, other};
   if (thread != nullptr && thread == running_) {
-    if (f.text.find("thread ") != 0 && f.text.find(" by thread ") == std::string::npos)
-      f.text = thread_text(*thread) + ": " + f.text;
+    if (const std::string name = thread_text(*thread); f.text.find(name) == std::string::npos)
+      f.text = name + ": " + f.text;
     f.where = walk(thread);
     const auto here = std::find(f.where.begin(), f.where.end(), pc);
     f.where.erase(f.where.begin(), here == f.where.end() ? f.where.begin() : here);
@@ -273,32 +273,55 @@ void Launch::publish_reports() {
 }
 
 void Launch::report_deadlock() {
-  // Threads that wait at the same line for the same, together.
-  std::map<std::pair<std::string, Pc>, std::vector<const Thread*>> groups;
+  std::vector<const Thread*> waiting;
+  std::vector<std::vector<Pc>> stacks;
   bool meets = false;
   for (const auto& cluster : clusters_) {
     for (const auto& block : cluster->blocks) {
       for (const auto& t : block->threads) {
-        if (!t->done && t->waits_for != nullptr) groups[{t->waits_for, t->waits_at}].push_back(t.get());
+        if (t->done || t->waits_for == nullptr) continue;
+        waiting.push_back(t.get());
+        stacks.push_back({t->waits_at});
       }
       for (const auto& m : block->meets) meets |= !m.empty();
     }
   }
-  std::string text = "nobody can go on";
-  std::vector<std::vector<Pc>> stacks;
-  for (const auto& [where, threads] : groups) stacks.push_back({where.second});
+  // Threads that wait at the same line for the same, together.
   const auto frames = frames_of(stacks);
-  std::size_t i = 0;
-  for (const auto& [where, threads] : groups) {
-    text += "\n      " + std::to_string(threads.size()) + (threads.size() == 1 ? " thread waits for " : " threads wait for ") +
-            where.first;
-    if (!threads[0]->waits_how.empty()) text += " (" + threads[0]->waits_how + ")";
-    text += ", the first is " + thread_text(*threads[0]);
-    if (!frames[i].empty()) text += ", at " + frames[i][0].file + ":" + std::to_string(frames[i][0].line);
-    ++i;
+  std::map<std::pair<std::string, std::string>, std::vector<const Thread*>> groups;
+  for (std::size_t i = 0; i < waiting.size(); ++i) {
+    const std::string line = frames[i].empty() ? "" : frames[i][0].file + ":" + std::to_string(frames[i][0].line);
+    groups[{waiting[i]->waits_for, line}].push_back(waiting[i]);
   }
-  const Pc first = groups.empty() ? 0 : groups.begin()->first.second;
-  report(meets ? Kind::kWarp : Kind::kDeadlock, text, first, nullptr);
+  std::string text = "nobody can go on";
+  const Thread* culprit = nullptr;
+  for (const auto& [where, threads] : groups) {
+    const std::string how = how_it_waits(*threads[0]);
+    text += "\n      " + std::to_string(threads.size()) + (threads.size() == 1 ? " thread waits for " : " threads wait for ") +
+            where.first + (how.empty() ? "" : " (" + how + ")") + (threads.size() == 1 ? ": " : ", among them ") +
+            thread_text(*threads[0]) + (where.second.empty() ? "" : ", at " + where.second);
+    // Who waits at __syncthreads seldom made the mistake.
+    if (culprit == nullptr || std::strcmp(culprit->waits_for, "__syncthreads") == 0) culprit = threads[0];
+  }
+  report(meets ? Kind::kWarp : Kind::kDeadlock, text, culprit != nullptr ? culprit->waits_at : 0, nullptr);
+}
+
+std::string Launch::how_it_waits(const Thread& t) {
+  const auto come = [&](const Barrier& b) {
+    if (std::find(b.waiting.begin(), b.waiting.end(), &t) == b.waiting.end()) return std::string();
+    return std::to_string(b.arrived_threads.size()) + " of " + std::to_string(b.expected) + " threads have come";
+  };
+  for (const auto& [id, b] : t.block->barriers) {
+    if (const std::string text = come(b); !text.empty()) return (id > 0 ? "number " + std::to_string(id) + "; " : "") + text;
+  }
+  for (const Barrier* b : {&grid_, &cluster_of(*t.block).barrier}) {
+    if (const std::string text = come(*b); !text.empty()) return text;
+  }
+  for (const Meet& m : t.block->meets[t.warp()]) {
+    if (m.threads[t.lane()] == &t)
+      return "by " + lanes_text(m.mask) + ", but not yet by " + lanes_text(m.mask & ~m.arrived);
+  }
+  return t.waits_how;
 }
 
 // Not inlined, not empty: a place for a breakpoint.

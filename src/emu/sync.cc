@@ -21,6 +21,8 @@ bool same_line(Pc a, Pc b) {
   return at->second;
 }
 
+}  // namespace
+
 std::string lanes_text(unsigned mask) {
   std::string text;
   for (unsigned lane = 0; lane < kWarpSize; ++lane) {
@@ -31,10 +33,8 @@ std::string lanes_text(unsigned mask) {
     if (last > lane) text += "-" + std::to_string(last);
     lane = last;
   }
-  return text;
+  return (std::has_single_bit(mask) ? "lane " : "lanes ") + text;
 }
-
-}  // namespace
 
 // ---- Barriers -------------------------------------------------------------------------------------------------------
 
@@ -117,6 +117,9 @@ void Launch::check_left_barriers(Block& block) {
                " threads, of which " + std::to_string(block.exited) + (block.exited == 1 ? " has" : " have") +
                " exited; the first is " + thread_text(**gone),
            b.first_at, b.arrived_threads[0]);
+    for (const auto& t : block.threads) {  // as if they had come, so that one report is enough
+      if (t->done) b.arrived.add({block.id, t->index, t->clock, t->knows}, *t);
+    }
     finish_barrier(b);
   }
 }
@@ -169,7 +172,7 @@ void Launch::warp_meet(const char* what, unsigned mask, void* payload, void (*co
   Thread& t = *running_;
   const unsigned lane = t.lane();
   if ((mask >> lane & 1) == 0) {
-    report(Kind::kWarp, thread_text(t) + ", lane " + std::to_string(lane) + ", calls " + what + " with a mask of lanes " +
+    report(Kind::kWarp, thread_text(t) + ", lane " + std::to_string(lane) + ", calls " + what + " with a mask of " +
            lanes_text(mask) + ", in which it is not", pc, &t);
     give_up();
   }
@@ -181,7 +184,7 @@ void Launch::warp_meet(const char* what, unsigned mask, void* payload, void (*co
   } else if (std::strcmp(meet->what, what) != 0) {
     const unsigned first = static_cast<unsigned>(std::countr_zero(meet->arrived));
     report(Kind::kWarp, "lanes of a warp meet at different operations: " + thread_text(t) + " is at " + what +
-           ", lanes " + lanes_text(meet->arrived) + " are at " + meet->what, pc, &t, meet->at[first]);
+           ", " + lanes_text(meet->arrived) + " at " + meet->what, pc, &t, meet->at[first]);
     give_up();
   }
   meet->arrived |= 1u << lane;
@@ -208,8 +211,9 @@ void Launch::settle_meet(Block& block, unsigned warp, unsigned mask) {
   meets.erase(meet);
   if ((gone & ~m.arrived) != 0) {
     const unsigned first = static_cast<unsigned>(std::countr_zero(m.arrived));
-    report(Kind::kWarp, std::string(m.what) + " with lanes " + lanes_text(m.mask) + ", of which " +
-           lanes_text(gone & ~m.arrived) + " are not there or have exited: " + thread_text(*m.threads[first]),
+    report(Kind::kWarp, thread_text(*m.threads[first]) + ": " + m.what + " by " + lanes_text(m.mask) + " waits for " +
+           lanes_text(gone & ~m.arrived) + ((warp + 1) * kWarpSize > threads_ ? ": beyond the block's last thread"
+                                                                               : ": exited already"),
            m.at[first], m.threads[first]);
   }
   if (m.complete != nullptr) m.complete(m.payloads, m.arrived);
@@ -280,6 +284,7 @@ void Launch::volatile_access(std::uintptr_t a, std::size_t n, bool write, Pc pc)
   if (t.fiber.owns(a)) return;
   Published& p = published_[place(a)];
   if (write) {
+    ++progress_;
     p = {t.fenced_gpu, t.fenced_block, t.block->id};
     return;
   }

@@ -63,14 +63,13 @@ PLANT(return_before_barrier, kDivergentBarrier, kSynccheck, "Threads without an 
 
 template <bool kBroken>
 __global__ void uneven_loop(const float* in, float* out, int n) {
-  __shared__ float s[kThreads];
+  __shared__ float s[2][kThreads];
   const int t = static_cast<int>(threadIdx.x);
   float sum = 0;
   for (int i = 0; i + (kBroken ? t : 0) < n; i += kThreads) {
-    __syncthreads();  // write after read: the turn before.  planted: uneven_loop
-    s[t] = i + t < n ? in[i + t] : 0;
+    s[i / kThreads][t] = i + t < n ? in[i + t] : 0;
     __syncthreads();  // read after write: the first element.  planted: uneven_loop
-    sum += s[0];
+    sum += s[i / kThreads][0];
   }
   out[t] = sum;
 }

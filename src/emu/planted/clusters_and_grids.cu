@@ -8,24 +8,23 @@
 namespace strop::planted {
 namespace {
 
+using cooperative_groups::this_cluster;
+
 constexpr int kThreads = 64;
 
-__device__ unsigned cluster_rank() { return cooperative_groups::this_cluster().block_rank(); }
 __device__ void cluster_barrier() { ptx::cluster_arrive(), ptx::cluster_wait(); }
-// Where p lies in the shared memory of block `rank`.
-__device__ float* remote(float* p, unsigned rank) { return cooperative_groups::this_cluster().map_shared_rank(p, rank); }
 
 // ---- Distributed shared memory --------------------------------------------------------------------------------------
 
 template <bool kBroken>
 __global__ void cluster_read_after_write(const float* in, float* out) {
   float* s = &dynamic_shared<float>();
-  const unsigned t = threadIdx.x, other = cluster_rank() ^ 1;
+  const unsigned t = threadIdx.x, other = this_cluster().block_rank() ^ 1;
   s[t] = 0;
   cluster_barrier();                        // the other block is there
   s[t] = in[blockIdx.x * blockDim.x + t];   // planted: cluster_read_after_write
   if (!kBroken) cluster_barrier();          // read after write: the other block's element
-  out[blockIdx.x * blockDim.x + t] = remote(s, other)[t];  // planted: cluster_read_after_write
+  out[blockIdx.x * blockDim.x + t] = this_cluster().map_shared_rank(s, other)[t];  // planted: cluster_read_after_write
   cluster_barrier();                        // the other block has read this one's
 }
 PLANT(cluster_read_after_write, kRace, kRacecheck, "A block reads its neighbour's tile without a barrier of the cluster.") {
@@ -37,10 +36,10 @@ PLANT(cluster_read_after_write, kRace, kRacecheck, "A block reads its neighbour'
 template <bool kBroken>
 __global__ void cluster_write_after_read(const float* in, float* out) {
   float* s = &dynamic_shared<float>();
-  const unsigned t = threadIdx.x, other = cluster_rank() ^ 1;
+  const unsigned t = threadIdx.x, other = this_cluster().block_rank() ^ 1;
   s[t] = in[blockIdx.x * blockDim.x + t];
   cluster_barrier();                        // read after write: the other block's element
-  const float v = remote(s, other)[t];      // planted: cluster_write_after_read
+  const float v = this_cluster().map_shared_rank(s, other)[t];      // planted: cluster_write_after_read
   if (!kBroken) cluster_barrier();          // write after read: the other block may still need this one's
   if (kBroken) __syncthreads();
   s[t] = v;                                 // planted: cluster_write_after_read
@@ -56,7 +55,7 @@ PLANT(cluster_write_after_read, kRace, kRacecheck, "__syncthreads in place of a 
 template <bool kBroken>
 __global__ void cluster_write_after_write(const float* in, float* out) {
   float* s = &dynamic_shared<float>();
-  const unsigned rank = cluster_rank();
+  const unsigned rank = this_cluster().block_rank();
   cluster_barrier();  // block 0 is there
   if (threadIdx.x == 0) ptx::store_cluster_f32(&s[kBroken ? 0 : rank], 0, in[blockIdx.x]);  // planted: cluster_write_after_write
   cluster_barrier();  // read after write: all blocks' sums
@@ -71,13 +70,13 @@ PLANT(cluster_write_after_write, kRace, kRacecheck, "All blocks of a cluster sen
 template <bool kBroken>
 __global__ void cluster_arrival_only(const float* in, float* out) {
   __shared__ float s[kThreads];
-  const unsigned t = threadIdx.x, other = cluster_rank() ^ 1;
+  const unsigned t = threadIdx.x, other = this_cluster().block_rank() ^ 1;
   s[t] = 0;
   cluster_barrier();                        // the other block is there
   s[t] = in[blockIdx.x * blockDim.x + t];   // planted: cluster_arrival_only
   ptx::cluster_arrive();
   if (!kBroken) ptx::cluster_wait();        // read after write: the other block's element
-  out[blockIdx.x * blockDim.x + t] = remote(s, other)[t];  // planted: cluster_arrival_only
+  out[blockIdx.x * blockDim.x + t] = this_cluster().map_shared_rank(s, other)[t];  // planted: cluster_arrival_only
   if (kBroken) ptx::cluster_wait();
   cluster_barrier();                        // the other block has read this one's
 }
@@ -90,10 +89,10 @@ PLANT(cluster_arrival_only, kRace, kRacecheck, "The wait of a split barrier come
 template <bool kBroken>
 __global__ void block_exits_first(const float* in, float* out) {
   float* s = &dynamic_shared<float>();
-  const unsigned t = threadIdx.x, other = cluster_rank() ^ 1;
+  const unsigned t = threadIdx.x, other = this_cluster().block_rank() ^ 1;
   s[t] = in[blockIdx.x * blockDim.x + t];
   cluster_barrier();                                       // read after write: the other block's element
-  out[blockIdx.x * blockDim.x + t] = remote(s, other)[t];  // planted: block_exits_first
+  out[blockIdx.x * blockDim.x + t] = this_cluster().map_shared_rank(s, other)[t];  // planted: block_exits_first
   if (!kBroken) cluster_barrier();                         // the other block has read this one's
 }
 PLANT(block_exits_first, kExitedBlock, kMemcheck, "Nothing keeps a block from exiting while its neighbour reads its shared memory.") {
@@ -105,10 +104,10 @@ PLANT(block_exits_first, kExitedBlock, kMemcheck, "Nothing keeps a block from ex
 template <bool kBroken>
 __global__ void beyond_the_cluster(const float* in, float* out) {
   float* s = &dynamic_shared<float>();
-  const unsigned rank = cluster_rank(), next = kBroken ? rank + 1 : (rank + 1) % 2;
+  const unsigned rank = this_cluster().block_rank(), next = kBroken ? rank + 1 : (rank + 1) % 2;
   if (threadIdx.x == 0) *s = in[blockIdx.x];
   cluster_barrier();                                         // read after write: the next block's element
-  if (threadIdx.x == 0) out[blockIdx.x] = *remote(s, next);  // planted: beyond_the_cluster
+  if (threadIdx.x == 0) out[blockIdx.x] = *this_cluster().map_shared_rank(s, next);  // planted: beyond_the_cluster
   cluster_barrier();                                         // the other block has read this one's
 }
 PLANT(beyond_the_cluster, kOutOfBounds, kMemcheck, "The last block of a cluster asks for the memory of the next one.") {

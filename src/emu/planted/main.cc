@@ -123,6 +123,7 @@ Outcome run(const Plant& p, const Lines& expected) {
 }
 
 int run_all() {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   emu::print_reports(false);
   std::size_t caught = 0, false_alarms = 0;
   for (const Plant& p : plants()) {
