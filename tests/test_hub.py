@@ -69,8 +69,10 @@ def backend(device: str) -> str:
 
 @pytest.mark.parametrize("order", ["hub-first", "pip-first"])
 def test_beside_the_package(hub: Path, device: str, order: str) -> None:
-    """kernels chooses the variant for this PyTorch; on the CPU of a machine with CUDA, the CPU's is asked for. Where the
-    Hub's copy comes first, it is compiled as well."""
+    """kernels chooses the variant for this PyTorch; on the CPU of a machine with CUDA, the CPU's is asked for.
+
+    Functions are compiled as well, in one of the two orders.
+    """
     by_itself = device == "cuda" or torch.version.cuda is None
     (result,) = probe(hub, device, order, "repository" if by_itself else "cpu")
     assert backend(device) in result["folder"]

@@ -50,7 +50,7 @@ def dynamic_symbols(file: Path) -> Iterator[tuple[str, str, str]]:
 
 def test_wheel_has_the_package_and_nothing_else() -> None:
     with zipfile.ZipFile(WHEEL) as wheel:
-        names = {name for name in wheel.namelist() if not re.match(r"strop-[0-9.]+\.dist-info/", name)}
+        names = {name for name in wheel.namelist() if not re.match(r"strop-[0-9.]+\.dist-info/|.*/$", name)}
         assert b"Tag: cp310-abi3-%s" % PLATFORM.encode() in wheel.read(f"strop-{VERSION}.dist-info/WHEEL")
     sources = {f"strop/{f.name}" for f in (ROOT / "python/strop").iterdir() if f.suffix in (".py", ".pyi", ".typed")}
     assert names == sources | {"strop/py.typed", MODULE, PROGRAM}
@@ -73,10 +73,9 @@ def test_module_exports_its_initialiser_alone(unpacked: Path) -> None:
 
 @pytest.mark.parametrize("file", [MODULE, PROGRAM])
 def test_nothing_is_asked_for_without_a_version(unpacked: Path, file: str) -> None:
-    """But what is Python's or PyTorch's: a function of a newer glibc would look like that, and auditwheel not see it."""
-    wanted = [
-        name for section, binding, name in dynamic_symbols(unpacked / file) if (section, binding) == ("UND", "GLOBAL")
-    ]
+    """But for Python's and PyTorch's: a function of a newer glibc would look like that, and auditwheel not see it."""
+    symbols = dynamic_symbols(unpacked / file)
+    wanted = [name for section, binding, name in symbols if section == "UND" and binding == "GLOBAL"]
     assert wanted
     assert not [name for name in wanted if "@" not in name and not re.match("_?Py|aoti_torch_|torch_", name)]
     dynamic = run("readelf", "-d", unpacked / file)

@@ -164,7 +164,7 @@ bool read_double(PyObject* object, const char* name, double& value) {
 
 // True where a torch dispatch mode (fake tensors, tracing, profiling of operators) is active.
 bool dispatch_mode_active() {
-  PyObject* depth = PyObject_CallNoArgs(dispatch_depth);
+  PyObject* depth = PyObject_CallObject(dispatch_depth, nullptr);
   if (depth == nullptr) {
     PyErr_Clear();
     return true;

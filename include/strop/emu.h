@@ -81,7 +81,7 @@ enum class Kind : std::uint8_t {
   kWarp,               // lanes that do not meet: exited, other mask, other operation; a shuffle from outside the mask
   kCopyInFlight,       // an access to what an asynchronous copy has not delivered yet, or is still reading
   kBarrierMisuse,      // an mbarrier that is not initialised, has too many arrivals or bytes, …
-  kExitedBlock,        // shared memory of a block that has exited
+  kExitedBlock,        // shared memory of a cluster's block that has exited, or may not have begun
   kDeadlock,           // nobody can go on
   kLaunch,             // the launch was refused
 };

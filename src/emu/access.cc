@@ -9,7 +9,7 @@
 namespace strop::emu {
 namespace {
 
-bool writes(Op op) { return op == Op::kWrite || op == Op::kAtomicWrite; }
+bool writes(Op op) { return op == Op::kWrite || op == Op::kAtomicWrite || op == Op::kCopy; }
 bool is_atomic(Op op) { return op == Op::kAtomicRead || op == Op::kAtomicWrite; }
 bool conflict(Op a, Op b) { return (writes(a) || writes(b)) && !(is_atomic(a) && is_atomic(b)); }
 const char* name_of(Op op) {
@@ -22,13 +22,15 @@ const char* name_of(Op op) {
       return "an atomic read";
     case Op::kAtomicWrite:
       return "an atomic operation";
+    case Op::kCopy:
+      return "an asynchronous write";
     default:
       return "a read";
   }
 }
 // "a read of", "a write to"
 std::string a_of(Op op) {
-  return std::string(name_of(op)) + (op == Op::kWrite ? " to " : op == Op::kAtomicWrite ? " on " : " of ");
+  return std::string(name_of(op)) + (op == Op::kWrite || op == Op::kCopy ? " to " : op == Op::kAtomicWrite ? " on " : " of ");
 }
 
 }  // namespace
@@ -86,9 +88,12 @@ void Launch::access(std::uintptr_t a, std::size_t n, Op op, Pc pc, bool aligned)
   if (r->block() != nullptr && r->block()->done()) {
     report(Kind::kExitedBlock, a_of(op) + "the shared memory of block " + std::to_string(r->block()->id) +
            ", which has exited", pc, &t);
+  } else if (r->block() != nullptr && r->block() != t.block && (t.knows == nullptr || !t.knows->any(r->block()->id))) {
+    report(Kind::kExitedBlock, a_of(op) + "the shared memory of block " + std::to_string(r->block()->id) +
+           ", which may not have begun: nothing has come from it yet", pc, &t);
   }
   if (!check_bytes(*r, a, n, op, pc)) return;
-  if (op == Op::kWrite) ++progress_;
+  if (op == Op::kWrite || op == Op::kCopy) ++progress_;
   if (counter_ != nullptr)
     counter_->add(t, t.block->id, t.block->id * ((threads_ + kWarpSize - 1) / kWarpSize) + t.warp(), *r, a, n,
                   writes(op), pc);
@@ -136,14 +141,14 @@ bool Launch::check_bytes(Region& r, std::uintptr_t a, std::size_t n, Op op, Pc p
 }
 
 bool Launch::knows(const Thread& t, const Touch& touch) const {
-  const std::uint32_t block = touch.thread / threads_, index = touch.thread % threads_;
+  const std::uint32_t block = touch.thread / slots_, index = touch.thread % slots_;
   if (block == t.block->id && index == t.index) return true;
   return t.knows != nullptr && t.knows->of(block, index) >= touch.clock;
 }
 
 void Launch::check_race(Region& r, std::uintptr_t a, std::size_t n, Op op, Pc pc) {
   Thread& t = *running_;
-  const std::uint32_t self = t.block->id * threads_ + t.index;
+  const std::uint32_t self = slot(t);
   for (std::uintptr_t at = a; at < a + n; at = at / 4 * 4 + 4) {
     if (!r.has(at)) return;
     if ((r.state(at) & kWritable) == 0) return;  // an input: nobody writes it
@@ -160,15 +165,16 @@ void Launch::check_race(Region& r, std::uintptr_t a, std::size_t n, Op op, Pc pc
       if ((old.bytes & bytes) != 0) {
         const bool mine = old.thread == self, before = mine || knows(t, old);
         if (!before && conflict(old.op, op)) {
-          report(Kind::kRace,
+          // Whether the copy is there by now or not: for all that this thread knows it is on its way.
+          report(old.op == Op::kCopy ? Kind::kCopyInFlight : Kind::kRace,
                  a_of(op) + r.describe(at) + " by " + thread_text(t) + ", and " + name_of(old.op) + " by " +
-                     thread_text(old.thread / threads_, old.thread % threads_) +
+                     thread_text(old.thread / slots_, old.thread % slots_) +
                      ", with nothing between that orders them",
                  pc, &t, program_start() + old.pc);
           over = true;
         }
         // What this access follows, and conflicts with whatever the old one would, need not be kept.
-        if (op == Op::kWrite || (before && !is_atomic(op) && !writes(old.op)) || (mine && old.op == op)) {
+        if (op == Op::kWrite || op == Op::kCopy || (before && !is_atomic(op) && !writes(old.op)) || (mine && old.op == op)) {
           old.bytes &= static_cast<std::uint8_t>(~bytes);
           over = old.bytes == 0;
         }

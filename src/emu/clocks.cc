@@ -11,7 +11,11 @@ Clock Knowledge::of(std::uint32_t block, std::uint32_t index) const {
   return found == blocks_.end() || found->first != block ? 0 : (*found->second)[index];
 }
 
-KnowledgePtr Knowledge::join(const std::vector<Meeting>& met, std::uint32_t threads) {
+bool Knowledge::any(std::uint32_t block) const {
+  return std::any_of(blocks_.begin(), blocks_.end(), [&](const auto& entry) { return entry.first == block; });
+}
+
+KnowledgePtr Knowledge::join(const std::vector<Meeting>& met, std::uint32_t size) {
   struct Known {
     std::shared_ptr<BlockClocks> own;                        // clocks of those who meet
     std::uint32_t present = 0;                               // how many they are
@@ -22,7 +26,7 @@ KnowledgePtr Knowledge::join(const std::vector<Meeting>& met, std::uint32_t thre
   for (const Meeting& m : met) {
     if (m.clock > 0) {
       Known& k = known[m.block];
-      if (k.own == nullptr) k.own = std::make_shared<BlockClocks>(threads, 0);
+      if (k.own == nullptr) k.own = std::make_shared<BlockClocks>(size, 0);
       Clock& clock = (*k.own)[m.index];
       if (clock == 0) ++k.present;
       clock = std::max(clock, m.clock);
@@ -40,11 +44,11 @@ KnowledgePtr Knowledge::join(const std::vector<Meeting>& met, std::uint32_t thre
       joined->blocks_.emplace_back(block, k.arrays[0]);
       continue;
     }
-    if (k.own == nullptr) k.own = std::make_shared<BlockClocks>(threads, 0);
-    // A thread's own clock is the latest that anybody knows of it: where all have met there is no more to know.
+    if (k.own == nullptr) k.own = std::make_shared<BlockClocks>(size, 0);
+    // A thread's own clock is the latest that anybody knows of it: where all have met only the bulk loads are left.
     for (const auto& a : k.arrays) {
-      if (k.present == threads) break;
-      for (std::uint32_t i = 0; i < threads; ++i) (*k.own)[i] = std::max((*k.own)[i], (*a)[i]);
+      for (std::uint32_t i = k.present + 1 < size ? 0 : size - 1; i < size; ++i)
+        (*k.own)[i] = std::max((*k.own)[i], (*a)[i]);
     }
     joined->blocks_.emplace_back(block, std::move(k.own));
   }

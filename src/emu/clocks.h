@@ -14,7 +14,8 @@ namespace strop::emu {
 
 using Clock = std::uint32_t;
 
-// Clocks of the threads of a block, by index; 0: nothing is known of the thread.
+// Clocks of the threads of a block, by index; 0: nothing is known of the thread. One more stands for its bulk loads, of
+// which only their mbarriers tell.
 using BlockClocks = std::vector<Clock>;
 
 class Knowledge;
@@ -30,9 +31,10 @@ struct Meeting {
 class Knowledge {
  public:
   Clock of(std::uint32_t block, std::uint32_t index) const;
+  bool any(std::uint32_t block) const;  // something of one of its threads
 
-  // What all who meet know together; `threads` is the size of every block. A thread may meet several times over.
-  static KnowledgePtr join(const std::vector<Meeting>& met, std::uint32_t threads);
+  // What all who meet know together; `size` is that of BlockClocks. A thread may meet several times over.
+  static KnowledgePtr join(const std::vector<Meeting>& met, std::uint32_t size);
   static KnowledgePtr join(const KnowledgePtr& a, const KnowledgePtr& b);
 
  private:

@@ -1,7 +1,9 @@
 // Asynchronous copies and the barriers in shared memory that count their bytes.
 //
-// A copy's bytes arrive as late as they may: cp.async and bulk stores when their group is waited for, a bulk load when
-// somebody would wait for its mbarrier for ever otherwise (or, with a random schedule, at some time before).
+// A copy's bytes arrive as late as they may: cp.async and bulk stores when their group is waited for, a bulk load once
+// somebody asks for the end of its mbarrier's phase: where nobody could go on otherwise or, with a random schedule, at
+// some time before. What is known of its accesses changes then: they are those of the thread that waits, now, and of
+// nobody for a bulk load, which only the mbarrier makes known.
 #include <algorithm>
 #include <cstring>
 
@@ -34,7 +36,7 @@ void Launch::copy(CopyKind kind, std::uintptr_t to, std::uintptr_t from, std::si
   for (std::size_t i = 0; i < bytes; i += 16) {
     const std::size_t n = std::min<std::size_t>(16, bytes - i);
     if (i < from_bytes) access(from + i, std::min(n, from_bytes - i), Op::kRead, pc, false);
-    access(to + i, n, Op::kWrite, pc, false);
+    access(to + i, n, Op::kCopy, pc, false);
   }
   // Null: a variable of the program, or the thread's own stack; from where nothing is read, anything.
   Region* const to_region = find(to);
@@ -46,7 +48,7 @@ void Launch::copy(CopyKind kind, std::uintptr_t to, std::uintptr_t from, std::si
     give_up();
   }
   const std::uint64_t group = kind == CopyKind::kBulkLoad ? 0 : t.groups[kind == CopyKind::kBulkStore];
-  Copy c{kind, &t, t.clock++, to, from, bytes, from_bytes, group, barrier, pc};
+  Copy c{kind, &t, t.clock++, to, from, bytes, from_bytes, group, barrier != 0 ? place(barrier) : 0, pc};
   if (kind == CopyKind::kBulkLoad) {
     if (find_mbarrier(barrier, pc) == nullptr) give_up();
   }
@@ -63,33 +65,35 @@ void Launch::land(std::size_t i) {
   Block* const live = statics_of_;
   running_ = c.by;  // addresses are looked up as its own, and static variables have its block's contents
   switch_statics(c.by->block);
-  if (Region* r = find(c.from); r != nullptr && c.read.empty()) r->set(c.from, c.from_bytes, 0, kLeaving);
-  if (Region* r = find(c.to); r != nullptr) r->set(c.to, c.bytes, kWritten | kChanged, kArriving);
+  const bool load = c.kind == CopyKind::kBulkLoad;
+  const std::uint32_t by = load ? c.by->block->id * slots_ + threads_ : slot(*c.by);
+  const Clock at = load ? ++c.by->block->loaded : c.by->clock;
+  if (Region* r = find(c.from); r != nullptr && c.read.empty()) {
+    r->set(c.from, c.from_bytes, 0, kLeaving);
+    r->retouch(c.from, c.from_bytes, slot(*c.by), c.clock, by, at);
+  }
+  if (Region* r = find(c.to); r != nullptr) {
+    r->set(c.to, c.bytes, kWritten | kChanged, kArriving);
+    r->retouch(c.to, c.bytes, slot(*c.by), c.clock, by, at);
+  }
   std::memcpy(reinterpret_cast<void*>(c.to),
               c.read.empty() ? reinterpret_cast<const void*>(c.from) : c.read.data(), c.from_bytes);
   std::memset(reinterpret_cast<void*>(c.to + c.from_bytes), 0, c.bytes - c.from_bytes);
-  const std::uintptr_t barrier = place(c.barrier);
   running_ = before;
   if (live != nullptr) switch_statics(live);
-  if (c.barrier == 0) return;
-  MBarrier& b = mbarriers_[barrier];
+  if (!load) return;
+  MBarrier& b = mbarriers_[c.barrier];
   b.bytes -= static_cast<std::int64_t>(c.bytes);
-  b.arrived.push_back({c.by->block->id, c.by->index, c.clock, nullptr});
-  settle(b);
+  b.arrived.push_back({c.by->block->id, threads_, at, nullptr});
+  settle(c.barrier, b);
 }
 
-bool Launch::land_copy(bool any) {
+bool Launch::land_copy() {
   std::vector<std::size_t> loads;
   for (std::size_t i = 0; i < copies_.size(); ++i) {
-    if (copies_[i].kind == CopyKind::kBulkLoad) loads.push_back(i);
+    if (copies_[i].kind == CopyKind::kBulkLoad && mbarriers_[copies_[i].barrier].asked) loads.push_back(i);
   }
   if (loads.empty()) return false;
-  if (!any) {
-    // Somebody must be waiting for it: else the stall has another reason.
-    const bool waited = std::any_of(mbarriers_.begin(), mbarriers_.end(),
-                                    [](const auto& b) { return !b.second.waiting.empty(); });
-    if (!waited && spins_ == 0) return false;
-  }
   land(schedule_.order == Order::kRandom ? loads[random() % loads.size()] : loads.front());
   return true;
 }
@@ -110,7 +114,10 @@ void Launch::copies_wait(CopyKind kind, std::uint64_t newest, bool sources_only,
       if (c.read.empty()) {  // no later: the source may be written again
         const auto* from = reinterpret_cast<const unsigned char*>(c.from);
         c.read.assign(from, from + c.from_bytes);
-        if (Region* r = find(c.from); r != nullptr) r->set(c.from, c.from_bytes, 0, kLeaving);
+        if (Region* r = find(c.from); r != nullptr) {
+          r->set(c.from, c.from_bytes, 0, kLeaving);
+          r->retouch(c.from, c.from_bytes, slot(t), c.clock, slot(t), t.clock);
+        }
       }
       ++i;
     } else {
@@ -139,37 +146,46 @@ void Launch::mbarrier_init(std::uintptr_t a, std::uint32_t count, Pc pc) {
 }
 
 void Launch::mbarrier_arrive(std::uintptr_t a, std::uint32_t count, std::int64_t bytes, Pc pc) {
-  access(a, 8, Op::kAtomicWrite, pc, true);
   MBarrier* b = find_mbarrier(a, pc);
   if (b == nullptr) give_up();
+  access(a, 8, Op::kAtomicWrite, pc, true);
   if (count > b->pending) {
-    report(Kind::kBarrierMisuse, thread_text(*running_) + " arrives at an mbarrier at which phase " +
-           std::to_string(b->phase) + " expects " + std::to_string(b->pending) + " more of " + std::to_string(b->count) +
-           " arrivals", pc, running_);
+    report(Kind::kBarrierMisuse, "an arrival too many at the mbarrier at " + find(a)->describe(a) + ": of the " +
+           std::to_string(b->count) + " of phase " + std::to_string(b->phase) + " " +
+           (b->pending == 0 ? "none" : std::to_string(b->pending)) + " are left, and " + std::to_string(b->bytes) +
+           " bytes of copies", pc, running_);
     give_up();
   }
+  if (bytes > 0 || b->pending == b->count) b->at = pc;
   b->bytes += bytes;
   b->pending -= count;
   if (count > 0) b->arrived.push_back(meeting());
-  settle(*b);
+  settle(place(a), *b);
 }
 
-void Launch::settle(MBarrier& b) {
+void Launch::settle(std::uintptr_t barrier, MBarrier& b) {
   ++progress_;
   if (b.pending > 0 || b.bytes != 0) return;
-  b.released = Knowledge::join(b.released, Knowledge::join(b.arrived, threads_));
+  for (Copy& c : copies_) {
+    if (c.kind != CopyKind::kBulkLoad || c.barrier != barrier || c.reported) continue;
+    report(Kind::kBarrierMisuse, "phase " + std::to_string(b.phase) + " of an mbarrier has expected too few bytes: it ends "
+           "while a bulk load of " + std::to_string(c.bytes) + " more is on its way", b.at, nullptr, c.at);
+    c.reported = true;
+  }
+  b.released = Knowledge::join(b.released, Knowledge::join(b.arrived, slots_));
   b.arrived.clear();
-  b.pending = b.count;
+  b.pending = b.count, b.asked = false, b.at = 0;
   ++b.phase;
   for (Thread* t : b.waiting) wake(t);
   b.waiting.clear();
 }
 
 bool Launch::mbarrier_test(std::uintptr_t a, unsigned parity, Pc pc) {
-  access(a, 8, Op::kAtomicRead, pc, true);
   MBarrier* b = find_mbarrier(a, pc);
   if (b == nullptr) give_up();
+  access(a, 8, Op::kAtomicRead, pc, true);
   if ((b->phase & 1) == (parity & 1)) {
+    b->asked = true;
     polled(pc);
     return false;
   }
@@ -178,19 +194,17 @@ bool Launch::mbarrier_test(std::uintptr_t a, unsigned parity, Pc pc) {
 }
 
 void Launch::mbarrier_wait(std::uintptr_t a, unsigned parity, Pc pc) {
+  MBarrier* b = find_mbarrier(a, pc);
+  if (b == nullptr) give_up();
   access(a, 8, Op::kAtomicRead, pc, true);
-  for (;;) {
-    MBarrier* b = find_mbarrier(a, pc);
-    if (b == nullptr) give_up();
-    if ((b->phase & 1) != (parity & 1)) {
-      running_->knows = Knowledge::join(running_->knows, b->released);
-      return;
-    }
+  while ((b->phase & 1) == (parity & 1)) {
+    b->asked = true;
     b->waiting.push_back(running_);
     wait("an mbarrier", pc,
          "phase " + std::to_string(b->phase) + " lacks " + std::to_string(b->pending) + " of " +
              std::to_string(b->count) + " arrivals and " + std::to_string(b->bytes) + " bytes");
   }
+  running_->knows = Knowledge::join(running_->knows, b->released);
 }
 
 }  // namespace strop::emu

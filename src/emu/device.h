@@ -32,6 +32,7 @@ enum class Op : std::uint8_t {
   kReadOnly,    // through the read-only cache: nobody may write the bytes during the launch
   kAtomicRead,  // of one location; volatile accesses as well. They race with plain accesses only
   kAtomicWrite,
+  kCopy,  // a write by an asynchronous copy
 };
 
 // Checks an access of `bytes` at `p`, aligned to its size, by the calling thread, and makes it: where the compiler does

@@ -31,6 +31,7 @@ Launch::Launch(const LaunchSpec& spec, const Schedule& schedule, std::uint32_t n
       number_(number),
       threads_(spec.block.x * spec.block.y * spec.block.z),
       blocks_(spec.grid.x * spec.grid.y * spec.grid.z),
+      slots_(threads_ + 1),
       random_(schedule.seed * 0x9e3779b97f4a7c15ull + 1),
       stacks_(tls_stacks) {
   const Device& d = device();
@@ -120,7 +121,7 @@ void Launch::run() {
     }
     if (schedule_.order == Order::kRandom) {
       std::swap(ready_.front(), ready_[random() % ready_.size()]);
-      if (!copies_.empty() && random() % 8 == 0) land_copy(true);
+      if (!copies_.empty() && random() % 8 == 0) land_copy();
     }
     Thread* const t = ready_.front();
     ready_.pop_front();
@@ -214,12 +215,12 @@ void Launch::check_left_shared(Block& block) {
   for (const auto& t : block.threads) exited.known.push_back({block.id, t->index, t->clock, t->knows});
   Thread all;  // that knows what any of the block's threads did
   all.block = &block, all.index = ~0u;
-  all.knows = exited.join(threads_).known;
+  all.knows = exited.join(slots_).known;
   const auto check = [&](Region& r) {
     r.each_touch([&](std::uintptr_t a, const Touch& touch) {
-      if (knows(all, touch)) return;
+      if (touch.thread / slots_ == block.id || knows(all, touch)) return;
       report(Kind::kExitedBlock, r.describe(a) + " is accessed by " +
-             thread_text(touch.thread / threads_, touch.thread % threads_) + ": nothing keeps block " +
+             thread_text(touch.thread / slots_, touch.thread % slots_) + ": nothing keeps block " +
              std::to_string(block.id) + ", whose memory it is, from exiting before", program_start() + touch.pc, nullptr);
     });
   };
@@ -265,7 +266,7 @@ void Launch::polled(Pc pc) {
 }
 
 bool Launch::unstall() {
-  if (land_copy(false)) return true;
+  if (land_copy()) return true;
   if (to_start_.empty() || resident_ + spec_.cluster > max_resident_) return false;
   start_cluster();
   return true;

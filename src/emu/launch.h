@@ -54,7 +54,7 @@ struct Passed {
 struct Gathered {
   std::vector<Meeting> known, fenced, seen;
   void add(Meeting m, const Thread& t);
-  Passed join(std::uint32_t threads) const;
+  Passed join(std::uint32_t slots) const;
 };
 
 // Where threads meet. A generation ends when `expected` have arrived.
@@ -91,6 +91,7 @@ struct Block {
   std::map<unsigned, Barrier> barriers;
   std::vector<std::vector<Meet>> meets;  // by warp
   std::uint32_t exited = 0;
+  Clock loaded = 0;  // of its bulk loads: how many have arrived
   bool done() const { return exited == threads.size(); }
 };
 
@@ -123,7 +124,7 @@ struct Copy {
   std::uintptr_t to, from;
   std::size_t bytes, from_bytes;  // the rest is filled with zeros
   std::uint64_t group = 0;
-  std::uintptr_t barrier = 0;  // the mbarrier that counts its bytes
+  std::uintptr_t barrier = 0;  // the mbarrier that counts its bytes, by place()
   Pc at;
   std::vector<unsigned char> read{};  // what it brings, once somebody has waited for it to be read
   bool reported = false;              // that somebody has not waited for it
@@ -133,6 +134,8 @@ struct Copy {
 struct MBarrier {
   std::uint32_t count = 0, pending = 0;
   std::int64_t bytes = 0;  // expected and not yet there
+  bool asked = false;      // somebody wants the phase's end
+  Pc at = 0;               // the last arrival, or that which expected bytes
   std::uint64_t phase = 0;
   std::vector<Meeting> arrived;
   KnowledgePtr released;
@@ -221,9 +224,9 @@ class Launch {
   void start_cluster();
   void end_thread(Thread& t);
   bool unstall();      // where nobody can go on: lands a copy, starts more blocks; false: it is a deadlock
-  bool land_copy(bool any);
+  bool land_copy();  // that somebody asks for
   void land(std::size_t copy);
-  void settle(MBarrier& b);
+  void settle(std::uintptr_t barrier, MBarrier& b);
   void report_deadlock();
   std::string how_it_waits(const Thread& t);
   void check_left_barriers(Block& block);
@@ -253,6 +256,8 @@ class Launch {
   Schedule schedule_;
   std::uint32_t number_;
   std::uint32_t threads_, blocks_;
+  std::uint32_t slots_;  // of a block in clocks and touches: its threads, and its bulk loads
+  std::uint32_t slot(const Thread& t) const { return t.block->id * slots_ + t.index; }
   std::uint64_t random_;
   std::uint64_t random();
   std::vector<std::unique_ptr<Cluster>> clusters_;  // that run

@@ -99,6 +99,17 @@ void Region::forget_touches(std::uint32_t launch) {
   owner_.clear(), touched_by_.clear(), moved_.clear();
 }
 
+void Region::retouch(std::uintptr_t a, std::size_t n, std::uint32_t thread, Clock clock, std::uint32_t by, Clock at) {
+  for (std::uintptr_t i = a; i < a + n; i = i / 4 * 4 + 4) {
+    if (!has(i)) continue;
+    Word& w = word(i);
+    for (std::uint32_t k = 0; k < w.n; ++k) {
+      Touch& touch = k < Word::kInline ? w.touches[k] : overflow(w)[k - Word::kInline];
+      if (touch.thread == thread && touch.clock == clock) touch.thread = by, touch.clock = at;
+    }
+  }
+}
+
 std::string Region::describe(std::uintptr_t a) const {
   struct Place {  // where the byte lies, seen from a view
     std::uintptr_t distance;

@@ -80,6 +80,8 @@ class Region {
   Word& word(std::uintptr_t a);  // of the present launch
   std::vector<Touch>& overflow(const Word& w) { return overflow_[&w - words_.data()]; }
   void forget_touches(std::uint32_t launch);
+  // What one thread touched in [a, a + n) at one clock, another did at another.
+  void retouch(std::uintptr_t a, std::size_t n, std::uint32_t thread, Clock clock, std::uint32_t by, Clock at);
   // Calls f(address of the word, touch) for what is known of the present launch.
   template <class F>
   void each_touch(F&& f) {

@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <map>
 #include <sstream>
@@ -131,10 +132,17 @@ std::vector<Pc> walk(const Thread* t) {
   return stack;
 }
 
+// From the current folder, where it lies below that.
+std::string shown(const std::string& file) {
+  std::error_code error;
+  const std::string here = std::filesystem::current_path(error).string() + "/";
+  return !error && file.rfind(here, 0) == 0 ? file.substr(here.size()) : file;
+}
+
 std::string frames_text(const std::vector<Frame>& frames) {
   std::string text;
   for (const Frame& f : frames) {
-    text += "      at " + f.file + ":" + std::to_string(f.line) + " in " + f.function + "\n";
+    text += "      at " + shown(f.file) + ":" + std::to_string(f.line) + " in " + f.function + "\n";
   }
   return text.empty() ? "      at an unknown line (build with -g; addr2line of binutils must be installed)\n" : text;
 }
@@ -166,9 +174,11 @@ std::vector<std::vector<Frame>> frames_of(const std::vector<std::vector<Pc>>& st
   std::vector<Pc> asked;
   for (const auto& stack : stacks) {
     for (const Pc pc : stack) {
-      if (pc != 0 && known.try_emplace(pc).second) asked.push_back(pc);
+      if (pc != 0 && known.count(pc) == 0) asked.push_back(pc);
     }
   }
+  std::sort(asked.begin(), asked.end());
+  asked.erase(std::unique(asked.begin(), asked.end()), asked.end());
   // -a prints each address before its frames.
   for (std::size_t done = 0; done < asked.size(); done += 256) {
     std::ostringstream command;
@@ -184,6 +194,7 @@ std::vector<std::vector<Frame>> frames_of(const std::vector<std::vector<Pc>>& st
       std::string text(line, std::strcspn(line, "\n"));
       if (text.rfind("0x", 0) == 0) {
         pc = std::strtoull(text.c_str(), nullptr, 16) + load_bias();
+        known[pc];  // even without a line
         function.clear();
       } else if (function.empty()) {
         function = text;
@@ -199,7 +210,8 @@ std::vector<std::vector<Frame>> frames_of(const std::vector<std::vector<Pc>>& st
   for (const auto& stack : stacks) {
     frames.emplace_back();
     for (const Pc pc : stack) {
-      if (pc != 0) frames.back().insert(frames.back().end(), known[pc].begin(), known[pc].end());
+      const auto found = known.find(pc);  // not there where addr2line could not be run
+      if (found != known.end()) frames.back().insert(frames.back().end(), found->second.begin(), found->second.end());
     }
   }
   return frames;
@@ -211,7 +223,7 @@ std::string Launch::thread_text(std::uint32_t block, std::uint32_t index) const 
     if (size.y > 1 || size.z > 1) s = "(" + s + ", " + std::to_string(at.y) + ", " + std::to_string(at.z) + ")";
     return s;
   };
-  return "thread " + text(position(index, spec_.block), spec_.block) + " of block " +
+  return (index == threads_ ? "a bulk load" : "thread " + text(position(index, spec_.block), spec_.block)) + " of block " +
          text(position(block, spec_.grid), spec_.grid);
 }
 

@@ -48,8 +48,8 @@ void Gathered::add(Meeting m, const Thread& t) {
   if (t.fenced_gpu != nullptr) fenced.push_back({0, 0, 0, t.fenced_gpu});
   if (t.seen_gpu != nullptr) seen.push_back({0, 0, 0, t.seen_gpu});
 }
-Passed Gathered::join(std::uint32_t threads) const {
-  const auto all = [&](const std::vector<Meeting>& m) { return m.empty() ? nullptr : Knowledge::join(m, threads); };
+Passed Gathered::join(std::uint32_t slots) const {
+  const auto all = [&](const std::vector<Meeting>& m) { return m.empty() ? nullptr : Knowledge::join(m, slots); };
   return {all(known), all(fenced), all(seen)};
 }
 void Launch::take(Thread& t, const Passed& passed) {
@@ -67,7 +67,7 @@ void Launch::barrier_arrive(Barrier& barrier, Pc pc) {
 
 void Launch::finish_barrier(Barrier& barrier) {
   ++progress_, ++barriers_;
-  barrier.released = barrier.arrived.join(threads_);
+  barrier.released = barrier.arrived.join(slots_);
   barrier.arrived = {};
   barrier.arrived_threads.clear();
   barrier.expected -= std::exchange(barrier.leaving, 0);
@@ -217,7 +217,7 @@ void Launch::settle_meet(Block& block, unsigned warp, unsigned mask) {
            m.at[first], m.threads[first]);
   }
   if (m.complete != nullptr) m.complete(m.payloads, m.arrived);
-  const Passed passed = m.met.join(threads_);
+  const Passed passed = m.met.join(slots_);
   ++progress_;
   for (Thread* t : m.threads) {
     if (t == nullptr) continue;
@@ -230,7 +230,7 @@ void Launch::settle_meet(Block& block, unsigned warp, unsigned mask) {
 
 void Launch::fence(Scope scope) {
   Thread& t = *running_;
-  KnowledgePtr published = Knowledge::join({meeting()}, threads_);
+  KnowledgePtr published = Knowledge::join({meeting()}, slots_);
   if (scope == Scope::kGpu) t.fenced_gpu = published;
   t.fenced_block = std::move(published);
   if (scope == Scope::kGpu) t.knows = Knowledge::join(t.knows, t.seen_gpu);
@@ -263,7 +263,7 @@ std::uint64_t Launch::atomic(std::uintptr_t a, std::size_t n, MemoryOrder order,
   if (apply != nullptr) {
     KnowledgePtr own = t.fenced_gpu;
     if (order == MemoryOrder::kRelease || order == MemoryOrder::kAcquireRelease)
-      own = Knowledge::join({meeting()}, threads_);
+      own = Knowledge::join({meeting()}, slots_);
     p.gpu = Knowledge::join(p.gpu, own);
     p.block = same_block ? Knowledge::join(p.block, t.fenced_block) : t.fenced_block;
     p.block_id = t.block->id;

@@ -72,11 +72,9 @@ def main() -> None:
     student = torch.randn(4, 37, 1003, device=device)
     check_function("reverse_kl", reverse_kl, student, student + torch.randn_like(student), mask)
 
-    for tensor in (policy, policy.as_subclass(Subclass)):
-        check_error(ValueError, "advantages", lambda t=tensor: strop.grpo_loss(t, old, ref, advantages[:3], mask))
-        check_error(
-            TypeError, "policy_logprobs", lambda t=tensor: strop.bnpo_loss(t.double(), old, ref, advantages, mask)
-        )
+    for t in (policy, policy.as_subclass(Subclass)):
+        check_error(ValueError, "advantages", lambda t=t: strop.grpo_loss(t, old, ref, advantages[:3], mask))
+        check_error(TypeError, "policy_logprobs", lambda t=t: strop.bnpo_loss(t.double(), old, ref, advantages, mask))
     # The exception itself, from the module's code through PyTorch's to Python.
     operator = torch.ops.strop.reverse_kl_fwd
     check_error(RuntimeError, "strop ValueError: teacher_logits", lambda: operator(student, student[:3], mask))

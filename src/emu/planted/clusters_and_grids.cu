@@ -1,5 +1,6 @@
 // Planted: races in the shared memory of a cluster, blocks that exit too early, and barriers of a whole grid.
 #include <cooperative_groups.h>
+#include <cuda_runtime.h>
 
 #include "base/ptx/cluster.cuh"
 #include "base/ptx/grid.cuh"
