@@ -86,7 +86,8 @@ int main() {
       worst = std::fmax(worst, std::fabs(y[r * kColumns + c] - expected) / expected);
     }
   }
-  std::printf("largest relative error %.1e, %s\n", worst, error == cudaSuccess ? "no mistakes" : cudaGetErrorString(error));
+  std::printf("largest relative error %.1e, %s\n", worst,
+              error == cudaSuccess ? "no mistakes" : cudaGetErrorString(error));
   cudaFree(device_x);
   cudaFree(device_y);
   return error == cudaSuccess && worst < 1e-4 ? 0 : 1;

@@ -70,20 +70,20 @@ class Names {
 // ---- Reports --------------------------------------------------------------------------------------------------------
 
 enum class Kind : std::uint8_t {
-  kOutOfBounds,        // of a buffer or of shared memory, or wild
-  kMisaligned,         // an address that is no multiple of the access's size
-  kUninitialised,      // a read of bytes that nobody wrote
-  kReadOnly,           // a write to an input
-  kUnwritten,          // an element of an output that the launch left alone
-  kRace,               // two accesses, one a write, with nothing between that orders them
-  kStaleRead,          // through the read-only cache, of what the launch wrote
-  kDivergentBarrier,   // threads of a block at different __syncthreads, or some have exited
-  kWarp,               // lanes that do not meet: exited, other mask, other operation; a shuffle from outside the mask
-  kCopyInFlight,       // an access to what an asynchronous copy has not delivered yet, or is still reading
-  kBarrierMisuse,      // an mbarrier that is not initialised, has too many arrivals or bytes, …
-  kExitedBlock,        // shared memory of a cluster's block that has exited, or may not have begun
-  kDeadlock,           // nobody can go on
-  kLaunch,             // the launch was refused
+  kOutOfBounds,       // of a buffer or of shared memory, or wild
+  kMisaligned,        // an address that is no multiple of the access's size
+  kUninitialised,     // a read of bytes that nobody wrote
+  kReadOnly,          // a write to an input
+  kUnwritten,         // an element of an output that the launch left alone
+  kRace,              // two accesses, one a write, with nothing between that orders them
+  kStaleRead,         // through the read-only cache, of what the launch wrote
+  kDivergentBarrier,  // threads of a block at different __syncthreads, or some have exited
+  kWarp,              // lanes that do not meet: exited, other mask, other operation; a shuffle from outside the mask
+  kCopyInFlight,      // an access to what an asynchronous copy has not delivered yet, or is still reading
+  kBarrierMisuse,     // an mbarrier that is not initialised, has too many arrivals or bytes, …
+  kExitedBlock,       // shared memory of a cluster's block that has exited, or may not have begun
+  kDeadlock,          // nobody can go on
+  kLaunch,            // the launch was refused
 };
 const char* kind_name(Kind kind);
 
@@ -107,8 +107,9 @@ void clear_reports();
 // Whether reports are printed to stderr as well; they are at first.
 void print_reports(bool print);
 
-// For gdb (docs/debugging.md). A finding calls the first, in the thread that made it: `break strop_emu_found`, then `up`
-// to the kernel. The second says whether the running thread is that one: `break kernel.cu:30 if strop_emu_is(1, 102)`.
+// For gdb (docs/debugging.md). A finding calls the first, in the thread that made it: `break strop_emu_found`, then
+// `up` to the kernel. The second says whether the running thread is that one: `break kernel.cu:30 if strop_emu_is(1,
+// 102)`.
 extern "C" void strop_emu_found();
 extern "C" bool strop_emu_is(unsigned block, unsigned thread);
 

@@ -30,7 +30,9 @@ const char* name_of(Op op) {
 }
 // "a read of", "a write to"
 std::string a_of(Op op) {
-  return std::string(name_of(op)) + (op == Op::kWrite || op == Op::kCopy ? " to " : op == Op::kAtomicWrite ? " on " : " of ");
+  return std::string(name_of(op)) + (op == Op::kWrite || op == Op::kCopy ? " to "
+                                     : op == Op::kAtomicWrite            ? " on "
+                                                                         : " of ");
 }
 
 }  // namespace
@@ -53,7 +55,9 @@ Region* Launch::find(std::uintptr_t a) {
       }
     }
   }
-  return find_static(a);
+  Region* r = find_static(a);
+  if (r != nullptr && r->block() == nullptr) last_region_ = r;
+  return r;
 }
 
 Copy* Launch::copy_at(const Region& r, std::uintptr_t a, bool arriving) {
@@ -73,24 +77,36 @@ void Launch::access(std::uintptr_t a, std::size_t n, Op op, Pc pc, bool aligned)
   const auto of_bytes = [&] { return std::string(name_of(op)) + " of " + std::to_string(n) + " bytes"; };
   if (r != nullptr && !r->has(a) && heap().was_freed(a)) r = nullptr;  // it only lies near another buffer
   if (r == nullptr) {
-    Symbol symbol;
-    if (find_variable(a, &symbol)) return;  // a __device__ or __constant__ variable, or a table
-    report(Kind::kOutOfBounds, of_bytes() + (heap().was_freed(a) ? " in a buffer that was freed"
-                                             : a < 4096          ? " at a null pointer"
-                                             : " that are neither in a device buffer nor in shared memory"), pc, &t);
+    if (Symbol symbol; find_variable(a, &symbol)) {  // a constant
+      if (!writes(op)) return;
+      report(Kind::kReadOnly, a_of(op) + symbol.name + ", which is constant", pc, &t);
+      give_up();
+    }
+    std::string where = " that are neither in a device buffer nor in shared memory";
+    if (heap().was_freed(a)) where = " in a buffer that was freed";
+    if (a < 4096) where = " at a null pointer";
+    for (std::size_t i = 0; i < statics_.size(); ++i) {
+      if (a - (statics_[i].address - 1024) < statics_[i].bytes + 2048)
+        where = ", " + live_static(*t.block, i).describe(a);
+    }
+    report(Kind::kOutOfBounds, of_bytes() + where, pc, &t);
     give_up();  // the access itself would crash
   }
   if (aligned && a % n != 0 && std::has_single_bit(n)) {
-    report(Kind::kMisaligned, of_bytes() + " at " + r->describe(a) + ", whose address is " + std::to_string(a % n) +
-           " past a multiple of " + std::to_string(n), pc, &t);
+    report(Kind::kMisaligned,
+           of_bytes() + " at " + r->describe(a) + ", whose address is " + std::to_string(a % n) +
+               " past a multiple of " + std::to_string(n),
+           pc, &t);
     give_up();  // this one, too
   }
   if (r->block() != nullptr && r->block()->done()) {
-    report(Kind::kExitedBlock, a_of(op) + "the shared memory of block " + std::to_string(r->block()->id) +
-           ", which has exited", pc, &t);
+    report(Kind::kExitedBlock,
+           a_of(op) + "the shared memory of block " + std::to_string(r->block()->id) + ", which has exited", pc, &t);
   } else if (r->block() != nullptr && r->block() != t.block && (t.knows == nullptr || !t.knows->any(r->block()->id))) {
-    report(Kind::kExitedBlock, a_of(op) + "the shared memory of block " + std::to_string(r->block()->id) +
-           ", which may not have begun: nothing has come from it yet", pc, &t);
+    report(Kind::kExitedBlock,
+           a_of(op) + "the shared memory of block " + std::to_string(r->block()->id) +
+               ", which may not have begun: nothing has come from it yet",
+           pc, &t);
   }
   if (!check_bytes(*r, a, n, op, pc)) return;
   if (op == Op::kWrite || op == Op::kCopy) ++progress_;
@@ -168,13 +184,13 @@ void Launch::check_race(Region& r, std::uintptr_t a, std::size_t n, Op op, Pc pc
           // Whether the copy is there by now or not: for all that this thread knows it is on its way.
           report(old.op == Op::kCopy ? Kind::kCopyInFlight : Kind::kRace,
                  a_of(op) + r.describe(at) + " by " + thread_text(t) + ", and " + name_of(old.op) + " by " +
-                     thread_text(old.thread / slots_, old.thread % slots_) +
-                     ", with nothing between that orders them",
+                     thread_text(old.thread / slots_, old.thread % slots_) + ", with nothing between that orders them",
                  pc, &t, program_start() + old.pc);
           over = true;
         }
         // What this access follows, and conflicts with whatever the old one would, need not be kept.
-        if (op == Op::kWrite || op == Op::kCopy || (before && !is_atomic(op) && !writes(old.op)) || (mine && old.op == op)) {
+        if (op == Op::kWrite || op == Op::kCopy || (before && !is_atomic(op) && !writes(old.op)) ||
+            (mine && old.op == op)) {
           old.bytes &= static_cast<std::uint8_t>(~bytes);
           over = old.bytes == 0;
         }

@@ -16,6 +16,12 @@ const char* name_of(CopyKind kind) {
   return kind == CopyKind::kAsync ? "cp.async" : kind == CopyKind::kBulkLoad ? "a bulk load" : "a bulk store";
 }
 
+std::string state_of(const MBarrier& b) {
+  return "in phase " + std::to_string(b.phase) + " " + std::to_string(b.count - b.pending) + " of " +
+         std::to_string(b.count) + " arrivals have come" +
+         (b.bytes != 0 ? ", and " + std::to_string(b.bytes) + " bytes of copies have not" : "");
+}
+
 }  // namespace
 
 void Launch::copy(CopyKind kind, std::uintptr_t to, std::uintptr_t from, std::size_t bytes, std::size_t from_bytes,
@@ -23,13 +29,17 @@ void Launch::copy(CopyKind kind, std::uintptr_t to, std::uintptr_t from, std::si
   Thread& t = *running_;
   const std::size_t unit = kind == CopyKind::kAsync ? bytes : 16;
   if (bytes % unit != 0 || to % unit != 0 || from % unit != 0) {
-    report(Kind::kMisaligned, std::string(name_of(kind)) + " of " + std::to_string(bytes) +
-           " bytes: both addresses and the size must be multiples of " + std::to_string(unit), pc, &t);
+    report(Kind::kMisaligned,
+           std::string(name_of(kind)) + " of " + std::to_string(bytes) +
+               " bytes: both addresses and the size must be multiples of " + std::to_string(unit),
+           pc, &t);
     give_up();
   }
   if (from_bytes > bytes) {
-    report(Kind::kOutOfBounds, std::string(name_of(kind)) + " of " + std::to_string(bytes) + " bytes that reads " +
-           std::to_string(from_bytes), pc, &t);
+    report(
+        Kind::kOutOfBounds,
+        std::string(name_of(kind)) + " of " + std::to_string(bytes) + " bytes that reads " + std::to_string(from_bytes),
+        pc, &t);
     give_up();
   }
   // Both ends are touched now, by this thread; nobody else may rely on it before the copy has been waited for.
@@ -43,8 +53,11 @@ void Launch::copy(CopyKind kind, std::uintptr_t to, std::uintptr_t from, std::si
   Region* const from_region = from_bytes > 0 ? find(from) : nullptr;
   Region* const shared = kind == CopyKind::kBulkStore ? from_region : to_region;
   if (bytes > 0 && (shared == nullptr || shared->block() != t.block || t.fiber.owns(from) || t.fiber.owns(to))) {
-    report(Kind::kOutOfBounds, std::string(name_of(kind)) + " that is not between global memory and the block's shared "
-           "memory", pc, &t);
+    report(Kind::kOutOfBounds,
+           std::string(name_of(kind)) +
+               " that is not between global memory and the block's shared "
+               "memory",
+           pc, &t);
     give_up();
   }
   const std::uint64_t group = kind == CopyKind::kBulkLoad ? 0 : t.groups[kind == CopyKind::kBulkStore];
@@ -76,8 +89,8 @@ void Launch::land(std::size_t i) {
     r->set(c.to, c.bytes, kWritten | kChanged, kArriving);
     r->retouch(c.to, c.bytes, slot(*c.by), c.clock, by, at);
   }
-  std::memcpy(reinterpret_cast<void*>(c.to),
-              c.read.empty() ? reinterpret_cast<const void*>(c.from) : c.read.data(), c.from_bytes);
+  std::memcpy(reinterpret_cast<void*>(c.to), c.read.empty() ? reinterpret_cast<const void*>(c.from) : c.read.data(),
+              c.from_bytes);
   std::memset(reinterpret_cast<void*>(c.to + c.from_bytes), 0, c.bytes - c.from_bytes);
   running_ = before;
   if (live != nullptr) switch_statics(live);
@@ -98,9 +111,7 @@ bool Launch::land_copy() {
   return true;
 }
 
-void Launch::copies_commit(CopyKind kind) {
-  ++running_->groups[kind == CopyKind::kBulkStore];
-}
+void Launch::copies_commit(CopyKind kind) { ++running_->groups[kind == CopyKind::kBulkStore]; }
 
 void Launch::copies_wait(CopyKind kind, std::uint64_t newest, bool sources_only, Pc) {
   Thread& t = *running_;
@@ -132,8 +143,10 @@ MBarrier* Launch::find_mbarrier(std::uintptr_t a, Pc pc) {
   const auto found = mbarriers_.find(place(a));
   if (found != mbarriers_.end()) return &found->second;
   Region* r = find(a);
-  report(Kind::kBarrierMisuse, "an mbarrier that nobody has initialised, at " +
-         (r != nullptr ? r->describe(a) : std::string("an unknown address")), pc, running_);
+  report(Kind::kBarrierMisuse,
+         "an mbarrier that nobody has initialised, at " +
+             (r != nullptr ? r->describe(a) : std::string("an unknown address")),
+         pc, running_);
   return nullptr;
 }
 
@@ -150,10 +163,8 @@ void Launch::mbarrier_arrive(std::uintptr_t a, std::uint32_t count, std::int64_t
   if (b == nullptr) give_up();
   access(a, 8, Op::kAtomicWrite, pc, true);
   if (count > b->pending) {
-    report(Kind::kBarrierMisuse, "an arrival too many at the mbarrier at " + find(a)->describe(a) + ": of the " +
-           std::to_string(b->count) + " of phase " + std::to_string(b->phase) + " " +
-           (b->pending == 0 ? "none" : std::to_string(b->pending)) + " are left, and " + std::to_string(b->bytes) +
-           " bytes of copies", pc, running_);
+    report(Kind::kBarrierMisuse, "an arrival too many at the mbarrier at " + find(a)->describe(a) + ": " + state_of(*b),
+           pc, running_);
     give_up();
   }
   if (bytes > 0 || b->pending == b->count) b->at = pc;
@@ -168,8 +179,12 @@ void Launch::settle(std::uintptr_t barrier, MBarrier& b) {
   if (b.pending > 0 || b.bytes != 0) return;
   for (Copy& c : copies_) {
     if (c.kind != CopyKind::kBulkLoad || c.barrier != barrier || c.reported) continue;
-    report(Kind::kBarrierMisuse, "phase " + std::to_string(b.phase) + " of an mbarrier has expected too few bytes: it ends "
-           "while a bulk load of " + std::to_string(c.bytes) + " more is on its way", b.at, nullptr, c.at);
+    report(Kind::kBarrierMisuse,
+           "phase " + std::to_string(b.phase) +
+               " of an mbarrier expects too few bytes: it ends while a "
+               "bulk load of " +
+               std::to_string(c.bytes) + " more is on its way",
+           b.at, nullptr, c.at);
     c.reported = true;
   }
   b.released = Knowledge::join(b.released, Knowledge::join(b.arrived, slots_));
@@ -200,9 +215,7 @@ void Launch::mbarrier_wait(std::uintptr_t a, unsigned parity, Pc pc) {
   while ((b->phase & 1) == (parity & 1)) {
     b->asked = true;
     b->waiting.push_back(running_);
-    wait("an mbarrier", pc,
-         "phase " + std::to_string(b->phase) + " lacks " + std::to_string(b->pending) + " of " +
-             std::to_string(b->count) + " arrivals and " + std::to_string(b->bytes) + " bytes");
+    wait("an mbarrier", pc, state_of(*b));
   }
   running_->knows = Knowledge::join(running_->knows, b->released);
 }

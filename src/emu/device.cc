@@ -95,8 +95,10 @@ void report_shuffle(const char* what, unsigned mask, unsigned source) {
   char lanes[16];
   std::snprintf(lanes, sizeof lanes, "0x%08x", mask);
   Entered l = enter();
-  l->report(Kind::kWarp, std::string(what) + " with mask " + lanes + " reads from lane " + std::to_string(source) +
-                  ", which does not take part", STROP_PC, &thread());
+  l->report(Kind::kWarp,
+            std::string(what) + " with mask " + lanes + " reads from lane " + std::to_string(source) +
+                ", which does not take part",
+            STROP_PC, &thread());
 }
 
 void copy_async(void* to, const void* from, std::size_t bytes, std::size_t from_bytes) {
@@ -115,7 +117,9 @@ void bulk_store_commit() { enter()->copies_commit(CopyKind::kBulkStore); }
 void bulk_store_wait(unsigned newest, bool sources_only) {
   enter()->copies_wait(CopyKind::kBulkStore, newest, sources_only, STROP_PC);
 }
-void mbarrier_init(void* barrier, unsigned count) { enter()->mbarrier_init(reinterpret_cast<Pc>(barrier), count, STROP_PC); }
+void mbarrier_init(void* barrier, unsigned count) {
+  enter()->mbarrier_init(reinterpret_cast<Pc>(barrier), count, STROP_PC);
+}
 void mbarrier_arrive(void* barrier, unsigned count, std::int64_t bytes) {
   enter()->mbarrier_arrive(reinterpret_cast<Pc>(barrier), count, bytes, STROP_PC);
 }
@@ -140,16 +144,18 @@ inline void seen_volatile(void* p, std::size_t n, bool write, Pc pc) {
 }  // namespace
 }  // namespace strop::emu
 
-#define STROP_HOOKS(n)                                                                                              \
-  extern "C" void __tsan_read##n(void* p) { strop::emu::seen(p, n, strop::emu::Op::kRead, true, STROP_PC); }          \
-  extern "C" void __tsan_write##n(void* p) { strop::emu::seen(p, n, strop::emu::Op::kWrite, true, STROP_PC); }        \
-  extern "C" void __tsan_unaligned_read##n(void* p) { strop::emu::seen(p, n, strop::emu::Op::kRead, false, STROP_PC); } \
-  extern "C" void __tsan_unaligned_write##n(void* p) {                                                              \
-    strop::emu::seen(p, n, strop::emu::Op::kWrite, false, STROP_PC);                                                \
-  }                                                                                                                 \
-  extern "C" void __tsan_volatile_read##n(void* p) { strop::emu::seen_volatile(p, n, false, STROP_PC); }              \
-  extern "C" void __tsan_volatile_write##n(void* p) { strop::emu::seen_volatile(p, n, true, STROP_PC); }              \
-  extern "C" void __tsan_unaligned_volatile_read##n(void* p) { strop::emu::seen_volatile(p, n, false, STROP_PC); }    \
+#define STROP_HOOKS(n)                                                                                             \
+  extern "C" void __tsan_read##n(void* p) { strop::emu::seen(p, n, strop::emu::Op::kRead, true, STROP_PC); }       \
+  extern "C" void __tsan_write##n(void* p) { strop::emu::seen(p, n, strop::emu::Op::kWrite, true, STROP_PC); }     \
+  extern "C" void __tsan_unaligned_read##n(void* p) {                                                              \
+    strop::emu::seen(p, n, strop::emu::Op::kRead, false, STROP_PC);                                                \
+  }                                                                                                                \
+  extern "C" void __tsan_unaligned_write##n(void* p) {                                                             \
+    strop::emu::seen(p, n, strop::emu::Op::kWrite, false, STROP_PC);                                               \
+  }                                                                                                                \
+  extern "C" void __tsan_volatile_read##n(void* p) { strop::emu::seen_volatile(p, n, false, STROP_PC); }           \
+  extern "C" void __tsan_volatile_write##n(void* p) { strop::emu::seen_volatile(p, n, true, STROP_PC); }           \
+  extern "C" void __tsan_unaligned_volatile_read##n(void* p) { strop::emu::seen_volatile(p, n, false, STROP_PC); } \
   extern "C" void __tsan_unaligned_volatile_write##n(void* p) { strop::emu::seen_volatile(p, n, true, STROP_PC); }
 STROP_HOOKS(1)
 STROP_HOOKS(2)
@@ -173,23 +179,23 @@ extern "C" void __tsan_write_range(void* p, unsigned long n) {
 }
 
 // Atomics of C++ in instrumented host code (the guard of a static variable, for example): just done.
-#define STROP_ATOMICS(n, T)                                                                                      \
+#define STROP_ATOMICS(n, T)                                                                                       \
   extern "C" T __tsan_atomic##n##_load(const volatile T* p, int) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); } \
   extern "C" void __tsan_atomic##n##_store(volatile T* p, T v, int) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); } \
-  extern "C" T __tsan_atomic##n##_exchange(volatile T* p, T v, int) {                                            \
-    return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST);                                                          \
-  }                                                                                                              \
-  extern "C" T __tsan_atomic##n##_fetch_add(volatile T* p, T v, int) {                                           \
-    return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST);                                                           \
-  }                                                                                                              \
-  extern "C" T __tsan_atomic##n##_fetch_sub(volatile T* p, T v, int) {                                           \
-    return __atomic_fetch_sub(p, v, __ATOMIC_SEQ_CST);                                                           \
-  }                                                                                                              \
-  extern "C" bool __tsan_atomic##n##_compare_exchange_strong(volatile T* p, T* expected, T v, int, int) {        \
-    return __atomic_compare_exchange_n(p, expected, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);               \
-  }                                                                                                              \
-  extern "C" bool __tsan_atomic##n##_compare_exchange_weak(volatile T* p, T* expected, T v, int, int) {          \
-    return __atomic_compare_exchange_n(p, expected, v, true, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);                \
+  extern "C" T __tsan_atomic##n##_exchange(volatile T* p, T v, int) {                                             \
+    return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST);                                                           \
+  }                                                                                                               \
+  extern "C" T __tsan_atomic##n##_fetch_add(volatile T* p, T v, int) {                                            \
+    return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST);                                                            \
+  }                                                                                                               \
+  extern "C" T __tsan_atomic##n##_fetch_sub(volatile T* p, T v, int) {                                            \
+    return __atomic_fetch_sub(p, v, __ATOMIC_SEQ_CST);                                                            \
+  }                                                                                                               \
+  extern "C" bool __tsan_atomic##n##_compare_exchange_strong(volatile T* p, T* expected, T v, int, int) {         \
+    return __atomic_compare_exchange_n(p, expected, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);                \
+  }                                                                                                               \
+  extern "C" bool __tsan_atomic##n##_compare_exchange_weak(volatile T* p, T* expected, T v, int, int) {           \
+    return __atomic_compare_exchange_n(p, expected, v, true, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);                 \
   }
 STROP_ATOMICS(8, std::uint8_t)
 STROP_ATOMICS(16, std::uint16_t)

@@ -11,7 +11,8 @@
 
 namespace strop::emu {
 
-// ---- Where the calling thread is. Constant for a thread, so that a compiler may ask once. ----------------------------
+// ---- Where the calling thread is. Constant for a thread, so that a compiler may ask once.
+// ----------------------------
 
 struct Dim3 {
   unsigned x, y, z;

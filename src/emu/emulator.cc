@@ -1,11 +1,10 @@
 // The public API of the emulator: strop/emu.h.
-#include "strop/emu.h"
-
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
 #include "emu/launch.h"
+#include "strop/emu.h"
 
 namespace strop::emu {
 namespace {

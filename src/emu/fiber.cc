@@ -18,8 +18,8 @@ Stacks::~Stacks() {
 
 std::uintptr_t Stacks::take() {
   if (free_.empty()) {
-    void* slab = mmap(nullptr, kPerSlab * kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                      -1, 0);
+    void* slab =
+        mmap(nullptr, kPerSlab * kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (slab == MAP_FAILED) throw std::bad_alloc();
     slabs_.push_back(slab);
     for (std::size_t i = kPerSlab; i-- > 0;) free_.push_back(reinterpret_cast<std::uintptr_t>(slab) + i * kBytes);

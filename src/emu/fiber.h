@@ -1,13 +1,13 @@
 // One stack a CUDA thread, and the switch between them.
 #pragma once
 
+#include <ucontext.h>
+
 #include <csetjmp>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <vector>
-
-#include <ucontext.h>
 
 namespace strop::emu {
 

@@ -132,8 +132,8 @@ void Launch::run() {
     t->fiber.resume();
     running_ = nullptr, in_kernel_ = false;
     if (t->fiber.done() && t->fiber.overflown()) {
-      report(Kind::kOutOfBounds, thread_text(*t) + " used more than " + std::to_string(Stacks::kBytes) +
-             " bytes of stack", 0, t);
+      report(Kind::kOutOfBounds,
+             thread_text(*t) + " used more than " + std::to_string(Stacks::kBytes) + " bytes of stack", 0, t);
       break;
     }
     if (t->fiber.done() && !over_) end_thread(*t);
@@ -192,15 +192,15 @@ void Launch::end_thread(Thread& t) {
   check_left_shared(block);
   for (const Copy& c : copies_) {
     if (c.by->block != &block || c.reported) continue;
-    report(Kind::kCopyInFlight, "block " + std::to_string(block.id) + " exits while a bulk load of " +
-           thread_text(*c.by) + " is on its way", c.at, nullptr);
+    report(Kind::kCopyInFlight,
+           "block " + std::to_string(block.id) + " exits while a bulk load of " + thread_text(*c.by) + " is on its way",
+           c.at, nullptr);
     break;
   }
   std::erase_if(copies_, [&](const Copy& c) { return c.by->block == &block; });
   std::erase_if(mbarriers_, [&](const auto& m) {
-    return block.shared->has(m.first) || std::any_of(block.statics.begin(), block.statics.end(), [&](const auto& s) {
-             return s != nullptr && s->has(m.first);
-           });
+    return block.shared->has(m.first) || std::any_of(block.statics.begin(), block.statics.end(),
+                                                     [&](const auto& s) { return s != nullptr && s->has(m.first); });
   });
   if (statics_of_ == &block) statics_of_ = nullptr;
   --resident_;
@@ -219,9 +219,10 @@ void Launch::check_left_shared(Block& block) {
   const auto check = [&](Region& r) {
     r.each_touch([&](std::uintptr_t a, const Touch& touch) {
       if (touch.thread / slots_ == block.id || knows(all, touch)) return;
-      report(Kind::kExitedBlock, r.describe(a) + " is accessed by " +
-             thread_text(touch.thread / slots_, touch.thread % slots_) + ": nothing keeps block " +
-             std::to_string(block.id) + ", whose memory it is, from exiting before", program_start() + touch.pc, nullptr);
+      report(Kind::kExitedBlock,
+             r.describe(a) + " is accessed by " + thread_text(touch.thread / slots_, touch.thread % slots_) +
+                 ": nothing keeps block " + std::to_string(block.id) + ", whose memory it is, from exiting before",
+             program_start() + touch.pc, nullptr);
     });
   };
   check(*block.shared);

@@ -36,10 +36,10 @@ struct Thread {
   bool ready = true, done = false;
   const char* waits_for = nullptr;  // while it waits
   Pc waits_at = 0;
-  std::string waits_how;            // more to say of it in a report on a deadlock
+  std::string waits_how;  // more to say of it in a report on a deadlock
   std::uint64_t cluster_arrival = 0;
   bool cluster_arrived = false;
-  std::uint64_t groups[2] = {};  // committed ones, of cp.async and of bulk stores
+  std::uint64_t groups[2] = {};                                  // committed ones, of cp.async and of bulk stores
   std::unordered_map<std::uint64_t, std::uint32_t> occurrences;  // of each counted access
 
   unsigned lane() const { return index % kWarpSize; }
@@ -85,8 +85,8 @@ struct Block {
   std::uint32_t id = 0;  // linear
   Dim3 at{};
   std::uint32_t cluster = 0;
-  std::unique_ptr<Region> shared;                 // dynamic
-  std::vector<std::unique_ptr<Region>> statics;   // __shared__ variables, by their number in the launch; may be null
+  std::unique_ptr<Region> shared;                // dynamic
+  std::vector<std::unique_ptr<Region>> statics;  // __shared__ variables, by their number in the launch; may be null
   std::vector<std::unique_ptr<Thread>> threads;
   std::map<unsigned, Barrier> barriers;
   std::vector<std::vector<Meet>> meets;  // by warp
@@ -223,7 +223,7 @@ class Launch {
   };
   void start_cluster();
   void end_thread(Thread& t);
-  bool unstall();      // where nobody can go on: lands a copy, starts more blocks; false: it is a deadlock
+  bool unstall();    // where nobody can go on: lands a copy, starts more blocks; false: it is a deadlock
   bool land_copy();  // that somebody asks for
   void land(std::size_t copy);
   void settle(std::uintptr_t barrier, MBarrier& b);
@@ -267,6 +267,7 @@ class Launch {
   Thread* running_ = nullptr;
   Block* statics_of_ = nullptr;  // whose contents static __shared__ variables have
   std::vector<StaticShared> statics_;
+  std::vector<std::unique_ptr<Region>> variables_;  // __device__ ones that this launch has touched
   Barrier grid_;
   std::unordered_map<std::uintptr_t, Published> published_;  // by place()
   std::vector<Copy> copies_;
@@ -314,7 +315,8 @@ struct Symbol {
   std::string name;
   std::uintptr_t address = 0;
   std::size_t bytes = 0;
-  bool local = false;  // of a function: a static __shared__ variable
+  bool shared = false;    // a static __shared__ variable: of a function, and without a value at first
+  bool writable = false;  // no constant
 };
 bool find_variable(std::uintptr_t address, Symbol* symbol);
 

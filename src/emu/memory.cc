@@ -52,9 +52,17 @@ Region::Region(std::string name, std::size_t bytes, const Block* block, std::uin
   poison();
 }
 
-Region::Region(std::string name, void* data, std::size_t bytes, const Block* block)
-    : name_(std::move(name)), begin_(reinterpret_cast<std::uintptr_t>(data)), bytes_(bytes), block_(block), state_(bytes) {
-  poison();
+Region::Region(std::string name, void* data, std::size_t bytes, const Block* block, bool written)
+    : name_(std::move(name)),
+      begin_(reinterpret_cast<std::uintptr_t>(data)),
+      bytes_(bytes),
+      block_(block),
+      state_(bytes) {
+  if (written) {
+    set(begin_, bytes_, kReadable | kWritable | kWritten, 0);
+  } else {
+    poison();
+  }
 }
 
 void Region::poison() {
@@ -174,7 +182,10 @@ std::string Region::unwritten(const NamedView& named) {
     }
   });
   if (missing == 0) return "";
-  return std::to_string(missing) + " elements of an output were never written, the first is " + describe(first);
+  return std::to_string(missing) +
+         (missing == 1 ? " element of an output was never written: "
+                       : " elements of an output were never written, the first is ") +
+         describe(first);
 }
 
 // ---- Counts ---------------------------------------------------------------------------------------------------------

@@ -21,11 +21,11 @@ struct Block;
 enum : std::uint8_t {
   kReadable = 1,
   kWritable = 2,
-  kWritten = 4,      // by somebody: not uninitialised
-  kChanged = 8,      // by this launch
-  kArriving = 16,    // an asynchronous copy is on its way to it
-  kLeaving = 32,     // or reads it
-  kCountRead = 64,   // read in this launch, where accesses are counted
+  kWritten = 4,     // by somebody: not uninitialised
+  kChanged = 8,     // by this launch
+  kArriving = 16,   // an asynchronous copy is on its way to it
+  kLeaving = 32,    // or reads it
+  kCountRead = 64,  // read in this launch, where accesses are counted
   kCountWrite = 128,
 };
 
@@ -33,7 +33,7 @@ enum : std::uint8_t {
 struct Touch {
   std::uint32_t thread;  // block * threads of a block + index
   Clock clock;
-  std::uint32_t pc;  // from the start of the program
+  std::uint32_t pc;    // from the start of the program
   std::uint8_t bytes;  // bit i: byte i of the word
   Op op;
 };
@@ -61,8 +61,8 @@ class Region {
 
   // Allocates; the address is a multiple of 1024, plus `phase`. `block` null: global memory.
   Region(std::string name, std::size_t bytes, const Block* block, std::uintptr_t phase = 0);
-  // Takes memory that exists, without redzones (a static __shared__ variable).
-  Region(std::string name, void* data, std::size_t bytes, const Block* block);
+  // Takes memory that exists, without redzones: a static __shared__ variable, or a __device__ one, which is written.
+  Region(std::string name, void* data, std::size_t bytes, const Block* block, bool written = false);
 
   std::uintptr_t begin() const { return begin_; }
   std::uintptr_t end() const { return begin_ + bytes_; }
@@ -141,7 +141,7 @@ class Heap {
   void* allocate(std::size_t bytes);
   bool release(void* data);
   bool was_freed(std::uintptr_t a) const;  // and not allocated again, as far as is remembered
-  Region* find(std::uintptr_t a);  // the one that is at or near it, or null
+  Region* find(std::uintptr_t a);          // the one that is at or near it, or null
   std::vector<std::unique_ptr<Region>>& regions() { return regions_; }
 
  private:

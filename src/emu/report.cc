@@ -70,8 +70,11 @@ struct Symbols {
         const int type = ELF64_ST_TYPE(s.st_info);
         if (s.st_shndx == SHN_UNDEF || s.st_size == 0 || (type != STT_OBJECT && type != STT_FUNC)) continue;
         const char* name = names + s.st_name;
-        // _ZZ: local to a function.
-        Symbol symbol{name, load_bias() + s.st_value, s.st_size, std::strncmp(name, "_ZZ", 3) == 0};
+        if (s.st_shndx >= header->e_shnum) continue;
+        const auto& section = sections[s.st_shndx];
+        const bool local = std::strncmp(name, "_ZZ", 3) == 0;  // to a function
+        Symbol symbol{name, load_bias() + s.st_value, s.st_size, local && section.sh_type == SHT_NOBITS,
+                      (section.sh_flags & SHF_WRITE) != 0};
         (type == STT_OBJECT ? variables : functions).push_back(std::move(symbol));
       }
     }
@@ -97,22 +100,25 @@ const Symbols& symbols() {
 // Wrappers, in which nobody looks for a mistake.
 bool is_plumbing(const Frame& f) {
   if (f.file.find("/src/emu/planted/") != std::string::npos || f.file.ends_with("_test.cu")) return false;
-  for (const char* part : {"/src/emu/", "/strop/emulator/", "/base/ptx/", "strop/launch.h", "/include/c++/", "/sysdeps/"}) {
+  for (const char* part :
+       {"/src/emu/", "/strop/emulator/", "/base/ptx/", "strop/launch.h", "/include/c++/", "/sysdeps/"}) {
     if (f.file.find(part) != std::string::npos) return true;
   }
   return f.file.empty();
 }
 
+// Without arguments, which are long, and the line says it; and without the type that a template returns.
 std::string tidy(std::string function) {
-  // Without arguments: they are long, and the line says it.
-  for (const std::string part : {"(anonymous namespace)::", "void "}) {
-    for (auto at = function.find(part); at != std::string::npos; at = function.find(part)) function.erase(at, part.size());
-  }
+  const std::string part = "(anonymous namespace)::";
+  for (auto at = function.find(part); at != std::string::npos; at = function.find(part))
+    function.erase(at, part.size());
   int depth = 0;
+  std::size_t name = 0;
   for (std::size_t i = 0; i < function.size(); ++i) {
     if (function[i] == '<') ++depth;
     if (function[i] == '>') --depth;
-    if (function[i] == '(' && depth == 0 && i > 0) return function.substr(0, i);
+    if (function[i] == ' ' && depth == 0) name = i + 1;
+    if (function[i] == '(' && depth == 0 && i > name) return function.substr(name, i - name);
   }
   return function;
 }
@@ -165,7 +171,7 @@ bool find_variable(std::uintptr_t address, Symbol* symbol) {
   if (s == nullptr) return false;
   *symbol = *s;
   symbol->name = demangled(s->name.c_str());
-  if (const auto at = symbol->name.rfind("::"); s->local && at != std::string::npos) symbol->name.erase(0, at + 2);
+  if (const auto at = symbol->name.rfind("::"); s->shared && at != std::string::npos) symbol->name.erase(0, at + 2);
   return true;
 }
 
@@ -223,8 +229,8 @@ std::string Launch::thread_text(std::uint32_t block, std::uint32_t index) const 
     if (size.y > 1 || size.z > 1) s = "(" + s + ", " + std::to_string(at.y) + ", " + std::to_string(at.z) + ")";
     return s;
   };
-  return (index == threads_ ? "a bulk load" : "thread " + text(position(index, spec_.block), spec_.block)) + " of block " +
-         text(position(block, spec_.grid), spec_.grid);
+  return (index == threads_ ? "a bulk load" : "thread " + text(position(index, spec_.block), spec_.block)) +
+         " of block " + text(position(block, spec_.grid), spec_.grid);
 }
 
 void Launch::report(Kind kind, std::string text, Pc pc, const Thread* thread, Pc other) {
@@ -273,11 +279,13 @@ void Launch::publish_reports() {
     Report r{f.kind, kernel_name, frames[2 * i], frames[2 * i + 1], {}, schedule_};
     r.text = std::string("strop::emu: ") + kind_name(f.kind) + ": " + f.text + "\n" +
              (f.where.empty() ? "" : frames_text(r.where));
-    if (f.other != 0) r.text += "    the other\n" + frames_text(r.other);
+    const bool copy = f.kind == Kind::kCopyInFlight || f.kind == Kind::kBarrierMisuse;
+    if (f.other != 0) r.text += (copy ? "    the copy\n" : "    the other\n") + frames_text(r.other);
     r.text += "    in kernel " + kernel_name + ", grid " + std::to_string(blocks_) + ", block " +
               std::to_string(threads_) + (spec_.cluster > 1 ? ", cluster " + std::to_string(spec_.cluster) : "") +
-              (f.times > 1 ? "; " + std::to_string(f.times) + " times" : "") + "; to replay: STROP_EMU_ORDER=" +
-              order_name(schedule_.order) + " STROP_EMU_SEED=" + std::to_string(schedule_.seed) + "\n";
+              (f.times > 1 ? "; " + std::to_string(f.times) + " times" : "") +
+              "; to replay: STROP_EMU_ORDER=" + order_name(schedule_.order) +
+              " STROP_EMU_SEED=" + std::to_string(schedule_.seed) + "\n";
     if (s.print) std::fputs(r.text.c_str(), stderr);
     s.reports.push_back(std::move(r));
     ++s.failures;
@@ -302,15 +310,17 @@ void Launch::report_deadlock() {
   const auto frames = frames_of(stacks);
   std::map<std::pair<std::string, std::string>, std::vector<const Thread*>> groups;
   for (std::size_t i = 0; i < waiting.size(); ++i) {
-    const std::string line = frames[i].empty() ? "" : frames[i][0].file + ":" + std::to_string(frames[i][0].line);
+    const std::string line =
+        frames[i].empty() ? "" : shown(frames[i][0].file) + ":" + std::to_string(frames[i][0].line);
     groups[{waiting[i]->waits_for, line}].push_back(waiting[i]);
   }
   std::string text = "nobody can go on";
   const Thread* culprit = nullptr;
   for (const auto& [where, threads] : groups) {
     const std::string how = how_it_waits(*threads[0]);
-    text += "\n      " + std::to_string(threads.size()) + (threads.size() == 1 ? " thread waits for " : " threads wait for ") +
-            where.first + (how.empty() ? "" : " (" + how + ")") + (threads.size() == 1 ? ": " : ", among them ") +
+    text += "\n      " + std::to_string(threads.size()) +
+            (threads.size() == 1 ? " thread waits for " : " threads wait for ") + where.first +
+            (how.empty() ? "" : " (" + how + ")") + (threads.size() == 1 ? ": " : ", among them ") +
             thread_text(*threads[0]) + (where.second.empty() ? "" : ", at " + where.second);
     // Who waits at __syncthreads seldom made the mistake.
     if (culprit == nullptr || std::strcmp(culprit->waits_for, "__syncthreads") == 0) culprit = threads[0];
@@ -324,7 +334,8 @@ std::string Launch::how_it_waits(const Thread& t) {
     return std::to_string(b.arrived_threads.size()) + " of " + std::to_string(b.expected) + " threads have come";
   };
   for (const auto& [id, b] : t.block->barriers) {
-    if (const std::string text = come(b); !text.empty()) return (id > 0 ? "number " + std::to_string(id) + "; " : "") + text;
+    if (const std::string text = come(b); !text.empty())
+      return (id > 0 ? "number " + std::to_string(id) + "; " : "") + text;
   }
   for (const Barrier* b : {&grid_, &cluster_of(*t.block).barrier}) {
     if (const std::string text = come(*b); !text.empty()) return text;

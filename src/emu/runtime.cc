@@ -11,7 +11,7 @@ namespace strop::emu {
 namespace {
 
 constexpr std::size_t kSharedBytes = 48 * 1024;  // of a block, without opting into more
-constexpr unsigned kPortableCluster = 8;
+constexpr unsigned kPortableCluster = 8, kLargestCluster = 16;
 
 thread_local cudaError_t last_error = cudaSuccess;
 
@@ -68,26 +68,36 @@ cudaError_t launch(const cudaLaunchConfig_t& c, const void* kernel, void (*invok
   const std::uint64_t threads = std::uint64_t{spec.block.x} * spec.block.y * spec.block.z;
   const std::uint64_t blocks = std::uint64_t{spec.grid.x} * spec.grid.y * spec.grid.z;
   if (threads == 0 || threads > 1024)
-    return refuse(cudaErrorInvalidConfiguration, kernel, "a block of " + std::to_string(threads) + " threads; 1 to 1024");
+    return refuse(cudaErrorInvalidConfiguration, kernel,
+                  "a block of " + std::to_string(threads) + " threads; 1 to 1024");
   if (blocks == 0 || blocks >= std::uint64_t{1} << 31)
     return refuse(cudaErrorInvalidConfiguration, kernel, "a grid of " + std::to_string(blocks) + " blocks");
   if (spec.shared_bytes > a.shared_bytes) {
-    return refuse(cudaErrorInvalidValue, kernel, std::to_string(spec.shared_bytes) +
-                  " bytes of dynamic shared memory; the kernel may have " + std::to_string(a.shared_bytes) +
-                  ", and with cudaFuncAttributeMaxDynamicSharedMemorySize up to " +
-                  std::to_string(d.shared_bytes_per_block));
+    return refuse(cudaErrorInvalidValue, kernel,
+                  std::to_string(spec.shared_bytes) + " bytes of dynamic shared memory; the kernel may have " +
+                      std::to_string(a.shared_bytes) + ", and with cudaFuncAttributeMaxDynamicSharedMemorySize up to " +
+                      std::to_string(d.shared_bytes_per_block));
   }
-  if (spec.cluster == 0 || spec.grid.x % spec.cluster != 0 || (spec.cluster > 1 && d.capability < 90) ||
-      spec.cluster > (a.any_cluster ? 16 : kPortableCluster)) {
-    return refuse(cudaErrorInvalidConfiguration, kernel, "clusters of " + std::to_string(spec.cluster) +
-                  " blocks, in a grid of " + std::to_string(spec.grid.x) + ", on a device of capability " +
-                  std::to_string(d.capability));
+  const unsigned largest = d.capability < 90 ? 1 : a.any_cluster ? kLargestCluster : kPortableCluster;
+  if (spec.cluster == 0 || spec.cluster > largest) {
+    return refuse(cudaErrorInvalidConfiguration, kernel,
+                  "clusters of " + std::to_string(spec.cluster) + " blocks; on this device the kernel may have " +
+                      std::to_string(largest) +
+                      (largest == kPortableCluster ? ", and with cudaFuncAttributeNonPortableClusterSizeAllowed " +
+                                                         std::to_string(kLargestCluster)
+                                                   : ""));
+  }
+  if (spec.grid.x % spec.cluster != 0) {
+    return refuse(cudaErrorInvalidConfiguration, kernel,
+                  "a grid of " + std::to_string(spec.grid.x) + " blocks, which is no multiple of the clusters' " +
+                      std::to_string(spec.cluster));
   }
   const std::size_t resident = blocks_a_multiprocessor(static_cast<int>(threads), spec.shared_bytes) *
                                static_cast<std::size_t>(d.multiprocessors);
   if (spec.cooperative && blocks > resident) {
-    return refuse(cudaErrorCooperativeLaunchTooLarge, kernel, "a cooperative launch of " + std::to_string(blocks) +
-                  " blocks, of which the device holds " + std::to_string(resident) + " at once");
+    return refuse(cudaErrorCooperativeLaunchTooLarge, kernel,
+                  "a cooperative launch of " + std::to_string(blocks) + " blocks, of which the device holds " +
+                      std::to_string(resident) + " at once");
   }
   run_launch(spec);
   return cudaSuccess;

@@ -92,13 +92,17 @@ void Launch::block_barrier(unsigned id, unsigned threads, bool wait_too, Pc pc) 
   b.what = id == 0 ? "__syncthreads" : "a named barrier";
   const std::uint32_t expected = threads == 0 ? threads_ : threads;
   if (!b.arrived_threads.empty() && b.expected != expected) {
-    report(Kind::kDivergentBarrier, thread_text(t) + " comes to barrier " + std::to_string(id) + " for " +
-           std::to_string(expected) + " threads, at which others wait for " + std::to_string(b.expected), pc, &t);
+    report(Kind::kDivergentBarrier,
+           thread_text(t) + " comes to barrier " + std::to_string(id) + " for " + std::to_string(expected) +
+               " threads, at which others wait for " + std::to_string(b.expected),
+           pc, &t);
     give_up();
   }
   if (!b.arrived_threads.empty() && threads == 0 && pc != b.first_at && !same_line(pc, b.first_at)) {
-    report(Kind::kDivergentBarrier, "__syncthreads in divergent code: " + thread_text(t) + " is at one, " +
-           thread_text(*b.arrived_threads[0]) + " at another", pc, &t, b.first_at);
+    report(Kind::kDivergentBarrier,
+           "__syncthreads in divergent code: " + thread_text(t) + " is at one, " + thread_text(*b.arrived_threads[0]) +
+               " at another",
+           pc, &t, b.first_at);
   }
   b.expected = expected;
   const std::uint64_t generation = b.generation;
@@ -172,8 +176,10 @@ void Launch::warp_meet(const char* what, unsigned mask, void* payload, void (*co
   Thread& t = *running_;
   const unsigned lane = t.lane();
   if ((mask >> lane & 1) == 0) {
-    report(Kind::kWarp, thread_text(t) + ", lane " + std::to_string(lane) + ", calls " + what + " with a mask of " +
-           lanes_text(mask) + ", in which it is not", pc, &t);
+    report(Kind::kWarp,
+           thread_text(t) + ", lane " + std::to_string(lane) + ", calls " + what + " with a mask of " +
+               lanes_text(mask) + ", in which it is not",
+           pc, &t);
     give_up();
   }
   std::vector<Meet>& meets = t.block->meets[t.warp()];
@@ -183,8 +189,10 @@ void Launch::warp_meet(const char* what, unsigned mask, void* payload, void (*co
     meet = meets.end() - 1;
   } else if (std::strcmp(meet->what, what) != 0) {
     const unsigned first = static_cast<unsigned>(std::countr_zero(meet->arrived));
-    report(Kind::kWarp, "lanes of a warp meet at different operations: " + thread_text(t) + " is at " + what +
-           ", " + lanes_text(meet->arrived) + " at " + meet->what, pc, &t, meet->at[first]);
+    report(Kind::kWarp,
+           "lanes of a warp meet at different operations: " + thread_text(t) + " is at " + what + ", " +
+               lanes_text(meet->arrived) + " at " + meet->what,
+           pc, &t, meet->at[first]);
     give_up();
   }
   meet->arrived |= 1u << lane;
@@ -193,8 +201,7 @@ void Launch::warp_meet(const char* what, unsigned mask, void* payload, void (*co
   meet->at[lane] = pc;
   if (meet->orders_memory) meet->met.add(meeting(), t);
   settle_meet(*t.block, t.warp(), mask);
-  if (std::any_of(meets.begin(), meets.end(), [&](const Meet& m) { return m.mask == mask; }))
-    wait(what, pc);
+  if (std::any_of(meets.begin(), meets.end(), [&](const Meet& m) { return m.mask == mask; })) wait(what, pc);
 }
 
 void Launch::settle_meet(Block& block, unsigned warp, unsigned mask) {
@@ -211,9 +218,10 @@ void Launch::settle_meet(Block& block, unsigned warp, unsigned mask) {
   meets.erase(meet);
   if ((gone & ~m.arrived) != 0) {
     const unsigned first = static_cast<unsigned>(std::countr_zero(m.arrived));
-    report(Kind::kWarp, thread_text(*m.threads[first]) + ": " + m.what + " by " + lanes_text(m.mask) + " waits for " +
-           lanes_text(gone & ~m.arrived) + ((warp + 1) * kWarpSize > threads_ ? ": beyond the block's last thread"
-                                                                               : ": exited already"),
+    report(Kind::kWarp,
+           thread_text(*m.threads[first]) + ": " + m.what + " by " + lanes_text(m.mask) + " waits for " +
+               lanes_text(gone & ~m.arrived) +
+               ((warp + 1) * kWarpSize > threads_ ? ": beyond the block's last thread" : ": exited already"),
            m.at[first], m.threads[first]);
   }
   if (m.complete != nullptr) m.complete(m.payloads, m.arrived);
@@ -257,7 +265,8 @@ std::uint64_t Launch::atomic(std::uintptr_t a, std::size_t n, MemoryOrder order,
   }
   Published& p = published_[place(a)];
   const bool same_block = p.block_id == t.block->id;
-  if (order == MemoryOrder::kAcquire || order == MemoryOrder::kAcquireRelease) t.knows = Knowledge::join(t.knows, p.gpu);
+  if (order == MemoryOrder::kAcquire || order == MemoryOrder::kAcquireRelease)
+    t.knows = Knowledge::join(t.knows, p.gpu);
   t.seen_gpu = Knowledge::join(t.seen_gpu, p.gpu);
   t.seen_block = Knowledge::join(t.seen_block, same_block ? Knowledge::join(p.block, p.gpu) : p.gpu);
   if (apply != nullptr) {
@@ -296,8 +305,9 @@ void Launch::volatile_access(std::uintptr_t a, std::size_t n, bool write, Pc pc)
 void* Launch::map_shared(std::uintptr_t a, unsigned rank, Pc pc) {
   Thread& t = *running_;
   if (rank >= spec_.cluster) {
-    report(Kind::kOutOfBounds, "shared memory of block " + std::to_string(rank) + " of a cluster of " +
-           std::to_string(spec_.cluster), pc, &t);
+    report(Kind::kOutOfBounds,
+           "shared memory of block " + std::to_string(rank) + " of a cluster of " + std::to_string(spec_.cluster), pc,
+           &t);
     give_up();
   }
   const std::uint32_t id = t.block->cluster * spec_.cluster + rank;
@@ -306,15 +316,14 @@ void* Launch::map_shared(std::uintptr_t a, unsigned rank, Pc pc) {
     if (cluster->blocks[0]->cluster != t.block->cluster) continue;
     Block& to = *cluster->blocks[rank];
     if (&to == t.block) return reinterpret_cast<void*>(a);
-    if (t.block->shared->near(a))
-      return reinterpret_cast<void*>(to.shared->begin() + (a - t.block->shared->begin()));
+    if (t.block->shared->near(a)) return reinterpret_cast<void*>(to.shared->begin() + (a - t.block->shared->begin()));
     for (std::size_t i = 0; i < statics_.size(); ++i) {
       if (a - statics_[i].address >= statics_[i].bytes) continue;
       return reinterpret_cast<void*>(static_of(to, i).begin() + (a - statics_[i].address));
     }
   }
-  report(Kind::kOutOfBounds, "an address that is not in the block's shared memory has no place in block " +
-         std::to_string(id), pc, &t);
+  report(Kind::kOutOfBounds,
+         "an address that is not in the block's shared memory has no place in block " + std::to_string(id), pc, &t);
   give_up();
 }
 
@@ -325,8 +334,8 @@ void* Launch::map_shared(std::uintptr_t a, unsigned rank, Pc pc) {
 Region& Launch::static_of(Block& block, std::size_t i) {
   if (block.statics.size() <= i) block.statics.resize(i + 1);
   if (block.statics[i] == nullptr) {
-    block.statics[i] = std::make_unique<Region>("__shared__ " + statics_[i].name, statics_[i].bytes, &block,
-                                                 statics_[i].address % 16);
+    block.statics[i] =
+        std::make_unique<Region>("__shared__ " + statics_[i].name, statics_[i].bytes, &block, statics_[i].address % 16);
     block.statics[i]->forget_touches(number_);
   }
   return *block.statics[i];
@@ -337,9 +346,18 @@ Region* Launch::find_static(std::uintptr_t a) {
   for (std::size_t i = 0; i < statics_.size(); ++i) {
     if (a - statics_[i].address < statics_[i].bytes) return &live_static(block, i);
   }
+  for (const auto& variable : variables_) {
+    if (variable->has(a)) return variable.get();
+  }
   Symbol symbol;
-  if (!find_variable(a, &symbol) || !symbol.local) return nullptr;
+  if (!find_variable(a, &symbol) || !symbol.writable) return nullptr;
   // The first time in this launch.
+  if (!symbol.shared) {
+    variables_.push_back(std::make_unique<Region>("__device__ " + symbol.name, reinterpret_cast<void*>(symbol.address),
+                                                  symbol.bytes, nullptr, true));
+    variables_.back()->forget_touches(number_);
+    return variables_.back().get();
+  }
   statics_.push_back({symbol.name, symbol.address, symbol.bytes});
   statics_of_ = &block;
   Region& r = live_static(block, statics_.size() - 1);
@@ -358,7 +376,8 @@ std::uintptr_t Launch::place(std::uintptr_t a) {
 Region& Launch::live_static(Block& block, std::size_t i) {
   const StaticShared& s = statics_[i];
   if (s.live == nullptr) {
-    statics_[i].live = std::make_shared<Region>("__shared__ " + s.name, reinterpret_cast<void*>(s.address), s.bytes, &block);
+    statics_[i].live =
+        std::make_shared<Region>("__shared__ " + s.name, reinterpret_cast<void*>(s.address), s.bytes, &block);
     statics_[i].live->forget_touches(number_);
   }
   return *statics_[i].live;

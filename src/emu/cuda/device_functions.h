@@ -69,7 +69,19 @@ __device__ __forceinline__ T shuffle(const char* what, unsigned mask, T v, unsig
 }
 
 // Lanes' values reduced or voted on; `op` names how.
-enum class Vote : std::uint8_t { kBallot, kMatch, kMatchAll, kAdd, kMin, kMax, kMinSigned, kMaxSigned, kAnd, kOr, kXor };
+enum class Vote : std::uint8_t {
+  kBallot,
+  kMatch,
+  kMatchAll,
+  kAdd,
+  kMin,
+  kMax,
+  kMinSigned,
+  kMaxSigned,
+  kAnd,
+  kOr,
+  kXor
+};
 struct Ballot {
   Vote vote;
   std::uint64_t value = 0, result = 0;
@@ -134,13 +146,14 @@ template <class T>
 __device__ __forceinline__ unsigned __match_all_sync(unsigned mask, T v, int* all) {
   std::uint64_t bits = 0;
   std::memcpy(&bits, &v, sizeof(T));
-  const auto m = static_cast<unsigned>(::strop::emu::vote("__match_all_sync", mask, ::strop::emu::Vote::kMatchAll, bits));
+  const auto m =
+      static_cast<unsigned>(::strop::emu::vote("__match_all_sync", mask, ::strop::emu::Vote::kMatchAll, bits));
   *all = m != 0;
   return m;
 }
-#define STROP_EMU_REDUCE(name, type, how)                                                              \
-  __device__ __forceinline__ type name(unsigned mask, type v) {                                        \
-    return static_cast<type>(::strop::emu::vote(#name, mask, ::strop::emu::Vote::how,                  \
+#define STROP_EMU_REDUCE(name, type, how)                                                                   \
+  __device__ __forceinline__ type name(unsigned mask, type v) {                                             \
+    return static_cast<type>(::strop::emu::vote(#name, mask, ::strop::emu::Vote::how,                       \
                                                 static_cast<std::uint64_t>(static_cast<std::int64_t>(v)))); \
   }
 STROP_EMU_REDUCE(__reduce_add_sync, unsigned, kAdd)
@@ -180,17 +193,17 @@ __device__ __forceinline__ T atomic_as(T* p, const T& operand, F) {
 
 }  // namespace strop::emu
 
-#define STROP_EMU_ATOMIC(name, expression)                                                       \
-  template <class T>                                                                             \
-  __device__ __forceinline__ T name(T* p, std::type_identity_t<T> v) {                           \
-    return ::strop::emu::atomic_as<T>(p, v, [](T old, T operand) -> T { return expression; });   \
+#define STROP_EMU_ATOMIC(name, expression)                                                     \
+  template <class T>                                                                           \
+  __device__ __forceinline__ T name(T* p, std::type_identity_t<T> v) {                         \
+    return ::strop::emu::atomic_as<T>(p, v, [](T old, T operand) -> T { return expression; }); \
   }
 STROP_EMU_ATOMIC(atomicAdd, static_cast<T>(old + operand))
 STROP_EMU_ATOMIC(atomicSub, static_cast<T>(old - operand))
 STROP_EMU_ATOMIC(atomicMax, old < operand ? operand : old)
 STROP_EMU_ATOMIC(atomicMin, operand < old ? operand : old)
 STROP_EMU_ATOMIC(atomicExch, (static_cast<void>(old), operand))
-STROP_EMU_ATOMIC(atomicAnd, static_cast<T>(old & operand))
+STROP_EMU_ATOMIC(atomicAnd, static_cast<T>(old& operand))
 STROP_EMU_ATOMIC(atomicOr, static_cast<T>(old | operand))
 STROP_EMU_ATOMIC(atomicXor, static_cast<T>(old ^ operand))
 STROP_EMU_ATOMIC(atomicInc, old >= operand ? T(0) : static_cast<T>(old + 1))
@@ -219,10 +232,10 @@ template <class T>
 __device__ __forceinline__ T __ldg(const T* p) {
   return ::strop::emu::load<T>(p, ::strop::emu::Op::kReadOnly);
 }
-#define STROP_EMU_LOAD(name)                         \
-  template <class T>                                 \
-  __device__ __forceinline__ T name(const T* p) {    \
-    return ::strop::emu::load<T>(p);                 \
+#define STROP_EMU_LOAD(name)                      \
+  template <class T>                              \
+  __device__ __forceinline__ T name(const T* p) { \
+    return ::strop::emu::load<T>(p);              \
   }
 STROP_EMU_LOAD(__ldcg)
 STROP_EMU_LOAD(__ldca)
@@ -230,10 +243,10 @@ STROP_EMU_LOAD(__ldcs)
 STROP_EMU_LOAD(__ldlu)
 STROP_EMU_LOAD(__ldcv)
 #undef STROP_EMU_LOAD
-#define STROP_EMU_STORE(name)                                              \
-  template <class T>                                                       \
-  __device__ __forceinline__ void name(T* p, std::type_identity_t<T> v) {  \
-    ::strop::emu::store<T>(p, v);                                          \
+#define STROP_EMU_STORE(name)                                             \
+  template <class T>                                                      \
+  __device__ __forceinline__ void name(T* p, std::type_identity_t<T> v) { \
+    ::strop::emu::store<T>(p, v);                                         \
   }
 STROP_EMU_STORE(__stcg)
 STROP_EMU_STORE(__stcs)

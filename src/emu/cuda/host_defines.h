@@ -10,7 +10,9 @@
 #define __global__
 #define __constant__
 #define __managed__
-#define __shared__ static  // one address for all blocks: the emulator swaps the contents
+// One address for all blocks: the emulator swaps the contents. Each on pages of its own, for something that is nobody's
+// to lie between them.
+#define __shared__ static __attribute__((aligned(4096)))
 
 #define __forceinline__ inline __attribute__((always_inline))
 #define __noinline__ __attribute__((noinline))

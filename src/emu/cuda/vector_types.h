@@ -7,13 +7,13 @@
 
 // A temporary is stored at once, too: a compiler would store it field by field. No copy assignment, so that the type
 // stays trivial.
-#define STROP_EMU_STORED_AT_ONCE(type)                                                 \
-  type& operator=(const type&) = default;                                              \
-  template <std::same_as<type> U>                                                      \
-  __forceinline__ type& operator=(U&& v) {                                             \
-    using Bytes [[gnu::vector_size(sizeof(U)), gnu::may_alias]] = unsigned char;       \
-    *reinterpret_cast<Bytes*>(this) = *reinterpret_cast<const Bytes*>(&v);             \
-    return *this;                                                                      \
+#define STROP_EMU_STORED_AT_ONCE(type)                                           \
+  type& operator=(const type&) = default;                                        \
+  template <std::same_as<type> U>                                                \
+  __forceinline__ type& operator=(U&& v) {                                       \
+    using Bytes [[gnu::vector_size(sizeof(U)), gnu::may_alias]] = unsigned char; \
+    *reinterpret_cast<Bytes*>(this) = *reinterpret_cast<const Bytes*>(&v);       \
+    return *this;                                                                \
   }
 
 #define STROP_EMU_VECTORS(name, T, align2, align4)                                                          \

@@ -73,7 +73,8 @@ __global__ void uneven_loop(const float* in, float* out, int n) {
   }
   out[t] = sum;
 }
-PLANT(uneven_loop, kDivergentBarrier, kSynccheck, "A loop with a barrier in it, in which threads past the end stop a turn earlier.") {
+PLANT(uneven_loop, kDivergentBarrier, kSynccheck,
+      "A loop with a barrier in it, in which threads past the end stop a turn earlier.") {
   Buffer<float> in(100, [](int i) { return i / kThreads; }), out(kThreads);
   (void)launch("planted", uneven_loop<kBroken>, {.block = kThreads}, in, out, 100);
   return out.holds([](int) { return 1; });

@@ -19,7 +19,8 @@ __global__ void read_past_the_end(const float* in, float* out, int n) {
   const int i = global_index(), last = kBroken ? n : n - 1;
   if (i < last) out[i] = in[i + 1] - in[i];  // planted: read_past_the_end
 }
-PLANT(read_past_the_end, kOutOfBounds, kMemcheck, "The last difference takes an element that the buffer does not have.") {
+PLANT(read_past_the_end, kOutOfBounds, kMemcheck,
+      "The last difference takes an element that the buffer does not have.") {
   Buffer<float> in(kN, index), out(kN - 1 + kBroken);
   (void)launch("planted", read_past_the_end<kBroken>, {.grid = kBlocks, .block = kThreads}, in, out, kN);
   return out.holds([](int) { return 1; });
@@ -89,13 +90,30 @@ __global__ void shared_before_the_start(const float* in, float* out) {
   float* s = &dynamic_shared<float>();
   const int t = static_cast<int>(threadIdx.x), left = kBroken ? t - 1 : max(t - 1, 0);
   s[t] = in[t];
-  __syncthreads();    // read after write: a neighbour's element
+  __syncthreads();   // read after write: a neighbour's element
   out[t] = s[left];  // planted: shared_before_the_start
 }
 PLANT(shared_before_the_start, kOutOfBounds, kMemcheck, "Thread 0 has no left neighbour in shared memory.") {
   Buffer<float> in(kThreads, index), out(kThreads);
   (void)launch("planted", shared_before_the_start<kBroken>, {.block = kThreads, .shared_bytes = kThreads * 4}, in, out);
   return out.holds([](int i) { return i == 0 ? 0 : i - 1; });
+}
+
+template <bool kBroken>
+__global__ void past_a_variable(const float* in, float* out) {
+  __shared__ float s[kThreads], factor[1];
+  const unsigned t = threadIdx.x;
+  if (t == 0) factor[0] = 2;
+  s[t] = in[t];
+  __syncthreads();  // read after write: a neighbour's element
+  const unsigned next = kBroken ? t + 1 : min(t + 1, kThreads - 1);
+  out[t] = factor[0] * s[next];  // planted: past_a_variable
+}
+PLANT(past_a_variable, kOutOfBounds, kNone,
+      "The last thread reads past a __shared__ array, perhaps in the variable behind it.") {
+  Buffer<float> in(kThreads, index), out(kThreads);
+  (void)launch("planted", past_a_variable<kBroken>, {.block = kThreads}, in, out);
+  return out.holds([](int i) { return i < 63 ? 2 * (i + 1) : 126; });
 }
 
 template <bool kBroken>
@@ -134,16 +152,15 @@ PLANT(freed_buffer, kOutOfBounds, kMemcheck, "The workspace was freed before the
 // ---- Misaligned -----------------------------------------------------------------------------------------------------
 
 template <bool kBroken>
-__global__ void misaligned_vector(const float* in, uint4* out) {
-  out[threadIdx.x] = *reinterpret_cast<const uint4*>(in + 4 * threadIdx.x);  // planted: misaligned_vector
+__global__ void misaligned_vector(const float* in, float* out) {
+  const uint4 v = *reinterpret_cast<const uint4*>(in + 4 * threadIdx.x);  // planted: misaligned_vector
+  *reinterpret_cast<uint4*>(out + 4 * threadIdx.x) = v;
 }
 PLANT(misaligned_vector, kMisaligned, kMemcheck, "16 bytes at once from a row that starts at an odd element.") {
-  Buffer<float> in(4 * kThreads + 4, zero);
-  Buffer<uint4> out(kThreads);
-  Buffer<unsigned> checked(1, zero);
-  const float* row = static_cast<const float*>(in) + (kBroken ? 1 : 4);
-  (void)launch("planted", misaligned_vector<kBroken>, {.block = kThreads}, row, out);
-  return cudaDeviceSynchronize() == cudaSuccess && checked.holds(zero);
+  Buffer<float> in(4 * kThreads + 4, index), out(4 * kThreads);
+  const int first = kBroken ? 1 : 4;
+  (void)launch("planted", misaligned_vector<kBroken>, {.block = kThreads}, in + first, out);
+  return out.holds([&](int i) { return first + i; });
 }
 
 template <bool kBroken>
@@ -167,7 +184,7 @@ __global__ void uninitialised_shared(const float* in, float* out, int n) {
   const int t = static_cast<int>(threadIdx.x);
   if (t < n) s[t] = in[t];
   if (!kBroken && t >= n) s[t] = 0;
-  __syncthreads();                          // read after write: another's element
+  __syncthreads();                                 // read after write: another's element
   out[t] = s[static_cast<int>(kThreads) - 1 - t];  // planted: uninitialised_shared
 }
 PLANT(uninitialised_shared, kUninitialised, kInitcheck, "The tail of a tile is not filled up with zeros, but summed.") {

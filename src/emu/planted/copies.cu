@@ -65,11 +65,12 @@ __global__ void one_group_too_few(const float* in, float* out, int tiles) {
     if (i == 0) continue;
     ptx::copy_async_wait<kBroken ? 2 : 1>();
     const float4 v = s[(i - 1) % 2][t];  // planted: one_group_too_few
-  total += sum(v);
+    total += sum(v);
   }
   out[t] = total;
 }
-PLANT(one_group_too_few, kCopyInFlight, kNone, "Two groups may be open where the tile that is used next is the second newest.") {
+PLANT(one_group_too_few, kCopyInFlight, kNone,
+      "Two groups may be open where the tile that is used next is the second newest.") {
   Buffer<float> in(3 * kTile, in_fours), out(kThreads);
   (void)launch("planted", one_group_too_few<kBroken>, {.block = kThreads}, in, out, 3);
   return out.holds([](int i) { return 12 * i; });
@@ -84,11 +85,12 @@ __global__ void copy_of_another_thread(const float* in, float* out) {
   ptx::copy_async_16(&s[t], in + 4 * t);  // planted: copy_of_another_thread
   ptx::copy_async_commit();
   ptx::copy_async_wait<0>();
-  if (!kBroken) __syncthreads();      // read after write: another thread's copy
+  if (!kBroken) __syncthreads();         // read after write: another thread's copy
   const float4 v = s[kThreads - 1 - t];  // planted: copy_of_another_thread
   out[t] = sum(v);
 }
-PLANT(copy_of_another_thread, kCopyInFlight, kRacecheck, "Each thread has waited for its own copy, and reads another's without a barrier.") {
+PLANT(copy_of_another_thread, kCopyInFlight, kRacecheck,
+      "Each thread has waited for its own copy, and reads another's without a barrier.") {
   Buffer<float> in(kTile, in_fours), out(kThreads);
   (void)launch("planted", copy_of_another_thread<kBroken>, {.block = kThreads}, in, out);
   return out.holds([](int i) { return 4 * (kThreads - 1 - i); });
@@ -105,7 +107,8 @@ __global__ void waited_for_behind_the_barrier(const float* in, float* out) {
   const float4 v = s;  // planted: waited_for_behind_the_barrier
   out[threadIdx.x] = sum(v);
 }
-PLANT(waited_for_behind_the_barrier, kCopyInFlight, kNone, "First the barrier, then the wait: that is good for the copying thread alone.") {
+PLANT(waited_for_behind_the_barrier, kCopyInFlight, kNone,
+      "First the barrier, then the wait: that is good for the copying thread alone.") {
   Buffer<float> in(4, index), out(kThreads);
   (void)launch("planted", waited_for_behind_the_barrier<kBroken>, {.block = kThreads}, in, out);
   return out.holds([](int) { return 6; });
@@ -121,13 +124,14 @@ __global__ void refilled_too_early(const float* in, float* out, int tiles) {
     ptx::copy_async_commit();
     ptx::copy_async_wait<0>();
     __syncthreads();                       // read after write: another thread's copy
-    const float4 v = s[kThreads - 1 - t];     // planted: refilled_too_early
-  total += sum(v);
-    if (!kBroken) __syncthreads();         // write after read: the next copy overwrites it
+    const float4 v = s[kThreads - 1 - t];  // planted: refilled_too_early
+    total += sum(v);
+    if (!kBroken) __syncthreads();  // write after read: the next copy overwrites it
   }
   out[t] = total;
 }
-PLANT(refilled_too_early, kRace, kRacecheck, "The next copy starts while other threads still read the tile that it overwrites.") {
+PLANT(refilled_too_early, kRace, kRacecheck,
+      "The next copy starts while other threads still read the tile that it overwrites.") {
   Buffer<float> in(2 * kTile, in_fours), out(kThreads);
   (void)launch("planted", refilled_too_early<kBroken>, {.block = kThreads}, in, out, 2);
   return out.holds([](int i) { return 8 * (kThreads - 1 - i); });
@@ -144,7 +148,8 @@ __global__ void source_overwritten(float* x, float* out) {
   if (kBroken) ptx::copy_async_wait<0>();
   out[t] = sum(s[t]);
 }
-PLANT(source_overwritten, kCopyInFlight, kNone, "A copy's source in global memory is written before the copy has been waited for.") {
+PLANT(source_overwritten, kCopyInFlight, kNone,
+      "A copy's source in global memory is written before the copy has been waited for.") {
   Buffer<float> x(kTile, in_fours), out(kThreads);
   (void)launch("planted", source_overwritten<kBroken>, {.block = kThreads}, x, out);
   return out.holds([](int i) { return 4 * i; });
@@ -178,7 +183,8 @@ __global__ void load_not_waited_for(const float* in, float* out) {
   if (!kBroken || threadIdx.x == 0) ptx::mbarrier_wait(&s.full, 0);
   out[threadIdx.x] = s.values[4 * threadIdx.x];  // planted: load_not_waited_for
 }
-PLANT(load_not_waited_for, kCopyInFlight, kNone, "Only the thread that started a bulk load waits for it; the others have but a barrier before.") {
+PLANT(load_not_waited_for, kCopyInFlight, kNone,
+      "Only the thread that started a bulk load waits for it; the others have but a barrier before.") {
   Buffer<float> in(kTile, in_fours), out(kThreads);
   (void)launch("planted", load_not_waited_for<kBroken>, {.block = kThreads, .shared_bytes = sizeof(Tile)}, in, out);
   return out.holds(index);
@@ -201,7 +207,8 @@ __global__ void parity_not_flipped(const float* in, float* out, int tiles) {
   }
   out[threadIdx.x] = total;
 }
-PLANT(parity_not_flipped, kCopyInFlight, kNone, "The second wait is for the phase that has ended already: it returns before the load is there.") {
+PLANT(parity_not_flipped, kCopyInFlight, kNone,
+      "The second wait is for the phase that has ended already: it returns before the load is there.") {
   Buffer<float> in(2 * kTile, in_fours), out(kThreads);
   (void)launch("planted", parity_not_flipped<kBroken>, {.block = kThreads, .shared_bytes = sizeof(Tile)}, in, out, 2);
   return out.holds([](int i) { return 2 * i; });
@@ -234,14 +241,16 @@ __global__ void expects_too_few_bytes(const float* in, float* out) {
   make_full(s);
   if (threadIdx.x == 0) {
     ptx::mbarrier_arrive_expect(&s.full, kBroken ? kTileBytes / 2 : kTileBytes);  // planted: expects_too_few_bytes
-    for (int i = 0; i < 2; ++i)
-      ptx::bulk_load(s.values + i * kTile / 2, in + i * kTile / 2, kTileBytes / 2, &s.full);  // planted: expects_too_few_bytes
+    for (int i = 0; i < kTile; i += kTile / 2) {
+      ptx::bulk_load(s.values + i, in + i, kTileBytes / 2, &s.full);  // planted: expects_too_few_bytes
+    }
   }
   ptx::mbarrier_wait(&s.full, 0);
   out[threadIdx.x] = s.values[4 * threadIdx.x];
   __syncthreads();
 }
-PLANT(expects_too_few_bytes, kBarrierMisuse, kNone, "Two halves are loaded and one is expected: the phase ends before the other is there.") {
+PLANT(expects_too_few_bytes, kBarrierMisuse, kNone,
+      "Two halves are loaded and one is expected: the phase ends before the other is there.") {
   Buffer<float> in(kTile, in_fours), out(kThreads);
   (void)launch("planted", expects_too_few_bytes<kBroken>, {.block = kThreads, .shared_bytes = sizeof(Tile)}, in, out);
   return out.holds(index);
@@ -289,12 +298,13 @@ __global__ void too_many_arrivals(const float* in, float* out) {
     ptx::mbarrier_arrive_expect(&s.full, kTileBytes);
     ptx::bulk_load(s.values, in, kTileBytes, &s.full);
   }
-  __syncthreads();  // the load is on its way
+  __syncthreads();                             // the load is on its way
   if (kBroken) ptx::mbarrier_arrive(&s.full);  // planted: too_many_arrivals
   ptx::mbarrier_wait(&s.full, 0);
   out[threadIdx.x] = s.values[4 * threadIdx.x];
 }
-PLANT_THAT_HANGS(too_many_arrivals, kBarrierMisuse, kNone, "All threads arrive at an mbarrier that was made for one arrival: its count is garbage.") {
+PLANT_THAT_HANGS(too_many_arrivals, kBarrierMisuse, kNone,
+                 "All threads arrive at an mbarrier that was made for one arrival: its count is garbage.") {
   Buffer<float> in(kTile, in_fours), out(kThreads);
   (void)launch("planted", too_many_arrivals<kBroken>, {.block = kThreads, .shared_bytes = sizeof(Tile)}, in, out);
   return out.holds(index);
@@ -345,7 +355,8 @@ __global__ void readers_counted(const float* in, float* out, int tiles) {
     out[t] = total;
   }
 }
-PLANT(readers_counted, kRace, kRacecheck, "The producer counts who has read its tile, but nothing orders the reads before the counting.") {
+PLANT(readers_counted, kRace, kRacecheck,
+      "The producer counts who has read its tile, but nothing orders the reads before the counting.") {
   Buffer<float> in(2 * kTile, in_fours), out(kThreads);
   (void)launch("planted", readers_counted<kBroken>, {.block = kThreads + 32, .shared_bytes = sizeof(Tile)}, in, out, 2);
   return out.holds([](int i) { return 2 * i; });
@@ -375,7 +386,8 @@ template <bool kBroken>
 __global__ void store_source_overwritten(float* out, int tiles) {
   Tile& s = dynamic_shared<Tile>();
   for (int i = 0; i < tiles; ++i) {
-    for (int k = 0; k < 4; ++k) s.values[4 * threadIdx.x + k] = static_cast<float>(i);  // planted: store_source_overwritten
+    const unsigned t = 4 * threadIdx.x;
+    for (int k = 0; k < 4; ++k) s.values[t + k] = static_cast<float>(i);  // planted: store_source_overwritten
     ptx::fence_proxy_async();
     __syncthreads();  // read after write: the store reads everybody's
     if (threadIdx.x == 0) {
@@ -423,10 +435,11 @@ __global__ void store_read_back(float* x, float* out) {
     if (kBroken) ptx::bulk_store_wait_read<0>();
     if (!kBroken) ptx::bulk_store_wait<0>();
   }
-  __syncthreads();  // read after write: what the store has brought
+  __syncthreads();                        // read after write: what the store has brought
   out[threadIdx.x] = x[4 * threadIdx.x];  // planted: store_read_back
 }
-PLANT(store_read_back, kCopyInFlight, kNone, "That a store's source has been read does not mean that its bytes are there.") {
+PLANT(store_read_back, kCopyInFlight, kNone,
+      "That a store's source has been read does not mean that its bytes are there.") {
   Buffer<float> x(kTile, zero), out(kThreads);
   (void)launch("planted", store_read_back<kBroken>, {.block = kThreads, .shared_bytes = sizeof(Tile)}, x, out);
   return out.holds(index);

@@ -24,14 +24,16 @@ PLANT(block_too_large, kLaunch, kMemcheck, "Rounding up to whole warps goes past
   return s.ok() && out.holds([](int i) { return i < 1024; });
 }
 
-PLANT(empty_grid, kLaunch, kMemcheck, "No rows, so a grid of 0 blocks, which CUDA refuses: n = 0 needs a case of its own.") {
+PLANT(empty_grid, kLaunch, kMemcheck,
+      "No rows, so a grid of 0 blocks, which CUDA refuses: n = 0 needs a case of its own.") {
   Buffer<float> out(kThreads);
   const unsigned rows = kBroken ? 0 : 1;
   const Status s = launch("planted", fill, {.grid = rows, .block = kThreads}, out);  // planted: empty_grid
   return s.ok() && out.holds(one);
 }
 
-PLANT(shared_not_allowed, kLaunch, kMemcheck, "More than 48 KiB of shared memory, for which the kernel was not allowed.") {
+PLANT(shared_not_allowed, kLaunch, kMemcheck,
+      "More than 48 KiB of shared memory, for which the kernel was not allowed.") {
   Buffer<float> out(kThreads);
   constexpr int kBytes = 64 * 1024;
   if (!kBroken) (void)cudaFuncSetAttribute(fill_shared, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
@@ -40,7 +42,8 @@ PLANT(shared_not_allowed, kLaunch, kMemcheck, "More than 48 KiB of shared memory
   return s.ok() && out.holds(one);
 }
 
-PLANT(shared_above_the_limit, kLaunch, kMemcheck, "A tile that does not fit: no block has more than 227 KiB of shared memory.") {
+PLANT(shared_above_the_limit, kLaunch, kMemcheck,
+      "A tile that does not fit: no block has more than 227 KiB of shared memory.") {
   Buffer<float> out(kThreads);
   const int bytes = (kBroken ? 256 : 227) * 1024;
   if (cudaFuncSetAttribute(fill_shared, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) != cudaSuccess)
@@ -51,7 +54,8 @@ PLANT(shared_above_the_limit, kLaunch, kMemcheck, "A tile that does not fit: no 
   return s.ok() && out.holds(one);
 }
 
-PLANT(cluster_too_large, kLaunch, kMemcheck, "Clusters of 16 blocks need cudaFuncAttributeNonPortableClusterSizeAllowed.") {
+PLANT(cluster_too_large, kLaunch, kMemcheck,
+      "Clusters of 16 blocks need cudaFuncAttributeNonPortableClusterSizeAllowed.") {
   Buffer<float> out(16 * kThreads);
   const unsigned cluster = kBroken ? 16 : 8;
   const Status s = launch("planted", fill, {16, kThreads, 0, nullptr, cluster}, out);  // planted: cluster_too_large
@@ -65,7 +69,8 @@ PLANT(grid_not_of_clusters, kLaunch, kMemcheck, "The grid is no multiple of the 
   return s.ok() && out.holds(one);
 }
 
-PLANT(cooperative_too_large, kLaunch, kMemcheck, "A cooperative launch of more blocks than the device can run at once.") {
+PLANT(cooperative_too_large, kLaunch, kMemcheck,
+      "A cooperative launch of more blocks than the device can run at once.") {
   const unsigned grid = kBroken ? 10000 : 8;
   Buffer<float> out(grid * 1024);
   const Status s = launch("planted", fill, {grid, 1024, 0, nullptr, 1, true}, out);  // planted: cooperative_too_large
@@ -117,10 +122,11 @@ template <bool kBroken>
 __global__ void shared_of_another_block(const float* in, float* out) {
   __shared__ float scale;
   if (threadIdx.x == 0 && (!kBroken || blockIdx.x == 0)) scale = in[0];
-  __syncthreads();  // read after write: the scale
+  __syncthreads();                                     // read after write: the scale
   out[blockIdx.x * blockDim.x + threadIdx.x] = scale;  // planted: shared_of_another_block
 }
-PLANT(shared_of_another_block, kUninitialised, kInitcheck, "Block 0 sets a __shared__ variable, and all take it for theirs.") {
+PLANT(shared_of_another_block, kUninitialised, kInitcheck,
+      "Block 0 sets a __shared__ variable, and all take it for theirs.") {
   Buffer<float> in(1, one), out(4 * kThreads);
   (void)launch("planted", shared_of_another_block<kBroken>, {.grid = 4, .block = kThreads}, in, out);
   return out.holds(one);
@@ -130,13 +136,15 @@ template <bool kBroken>
 __global__ void shared_of_the_launch_before(const float* in, float* out, bool first) {
   float* scale = &dynamic_shared<float>();
   if (threadIdx.x == 0 && (!kBroken || first)) *scale = in[0];
-  __syncthreads();  // read after write: the scale
+  __syncthreads();            // read after write: the scale
   out[threadIdx.x] = *scale;  // planted: shared_of_the_launch_before
 }
-PLANT(shared_of_the_launch_before, kUninitialised, kInitcheck, "The second launch relies on what the first left in shared memory.") {
+PLANT(shared_of_the_launch_before, kUninitialised, kInitcheck,
+      "The second launch relies on what the first left in shared memory.") {
   Buffer<float> in(1, one), out(kThreads);
   for (const bool first : {true, false}) {
-    (void)launch("planted", shared_of_the_launch_before<kBroken>, {.block = kThreads, .shared_bytes = 4}, in, out, first);
+    (void)launch("planted", shared_of_the_launch_before<kBroken>, {.block = kThreads, .shared_bytes = 4}, in, out,
+                 first);
   }
   return out.holds(one);
 }

@@ -44,8 +44,8 @@ int list() {
 }
 
 const Plant* find(const char* name) {
-  const auto found = std::find_if(plants().begin(), plants().end(),
-                                  [&](const Plant& p) { return std::strcmp(p.name, name) == 0; });
+  const auto found =
+      std::find_if(plants().begin(), plants().end(), [&](const Plant& p) { return std::strcmp(p.name, name) == 0; });
   if (found != plants().end()) return &*found;
   std::fprintf(stderr, "planted: there is no %s; --list names them\n", name);
   return nullptr;

@@ -39,12 +39,12 @@ struct Planted {
 };
 
 // PLANT(name, kind, tool, mistake) { … } defines how to run kernel `name`<kBroken> and check its result.
-#define STROP_PLANT(name, kind, tool, hangs, mistake)                                                             \
-  template <bool kBroken>                                                                                         \
-  bool run_##name();                                                                                              \
-  const Planted planted_##name(                                                                                   \
+#define STROP_PLANT(name, kind, tool, hangs, mistake)                                                                 \
+  template <bool kBroken>                                                                                             \
+  bool run_##name();                                                                                                  \
+  const Planted planted_##name(                                                                                       \
       {#name, emu::Kind::kind, Tool::tool, hangs, mistake, run_##name<true>, run_##name<false>, __FILE__, __LINE__}); \
-  template <bool kBroken>                                                                                         \
+  template <bool kBroken>                                                                                             \
   bool run_##name()
 #define PLANT(name, kind, tool, mistake) STROP_PLANT(name, kind, tool, false, mistake)
 #define PLANT_THAT_HANGS(name, kind, tool, mistake) STROP_PLANT(name, kind, tool, true, mistake)

@@ -17,12 +17,13 @@ __global__ void read_after_write(const float* in, float* out) {
   __shared__ float s[kThreads];
   const int t = static_cast<int>(threadIdx.x);
   s[kThreads - 1 - t] = 0;
-  __syncthreads();                    // write after write: the mirrored zero
-  s[t] = in[t];                       // planted: read_after_write
-  if (!kBroken) __syncthreads();      // read after write: the mirrored element
-  out[t] = s[kThreads - 1 - t];       // planted: read_after_write
+  __syncthreads();                // write after write: the mirrored zero
+  s[t] = in[t];                   // planted: read_after_write
+  if (!kBroken) __syncthreads();  // read after write: the mirrored element
+  out[t] = s[kThreads - 1 - t];   // planted: read_after_write
 }
-PLANT(read_after_write, kRace, kRacecheck, "No barrier between filling a tile and reading it: the zeros may still be there.") {
+PLANT(read_after_write, kRace, kRacecheck,
+      "No barrier between filling a tile and reading it: the zeros may still be there.") {
   Buffer<float> in(kThreads, index), out(kThreads);
   (void)launch("planted", read_after_write<kBroken>, {.block = kThreads}, in, out);
   return out.holds([](int i) { return kThreads - 1 - i; });
@@ -33,13 +34,14 @@ __global__ void write_after_read(const float* in, float* out) {
   __shared__ float s[kThreads];
   const int t = static_cast<int>(threadIdx.x);
   s[t] = in[t];
-  __syncthreads();                        // read after write: the mirrored element
-  const float v = s[kThreads - 1 - t];    // planted: write_after_read
-  if (!kBroken) __syncthreads();          // write after read: the other may not have read yet
-  s[t] = 2 * v;                           // planted: write_after_read
+  __syncthreads();                      // read after write: the mirrored element
+  const float v = s[kThreads - 1 - t];  // planted: write_after_read
+  if (!kBroken) __syncthreads();        // write after read: the other may not have read yet
+  s[t] = 2 * v;                         // planted: write_after_read
   out[t] = s[t];
 }
-PLANT(write_after_read, kRace, kRacecheck, "A tile is mirrored in place: an element is overwritten before it was read.") {
+PLANT(write_after_read, kRace, kRacecheck,
+      "A tile is mirrored in place: an element is overwritten before it was read.") {
   Buffer<float> in(kThreads, index), out(kThreads);
   (void)launch("planted", write_after_read<kBroken>, {.block = kThreads}, in, out);
   return out.holds([](int i) { return 2 * (kThreads - 1 - i); });
@@ -63,10 +65,10 @@ PLANT(write_after_write, kRace, kRacecheck, "Both warps leave their sum in the s
 template <bool kBroken>
 __device__ float block_sum(float v, float* scratch) {
   v = warp_sum(v);
-  if (!kBroken) __syncthreads();                        // write after read: the sum before may still be read
+  if (!kBroken) __syncthreads();                             // write after read: the sum before may still be read
   if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = v;  // planted: block_sum_twice
-  __syncthreads();                                      // read after write: every warp's sum is there
-  return scratch[0] + scratch[1];  // planted: block_sum_twice
+  __syncthreads();                                           // read after write: every warp's sum is there
+  return scratch[0] + scratch[1];                            // planted: block_sum_twice
 }
 template <bool kBroken>
 __global__ void block_sum_twice(const float* in, float* out) {
@@ -107,12 +109,13 @@ __global__ void no_syncwarp(const float* in, float* out) {
   __shared__ float s[32];
   const unsigned lane = threadIdx.x;
   s[lane ^ 1] = 0;
-  __syncwarp();                 // write after write: the neighbour's zero
-  s[lane] = in[lane];           // planted: no_syncwarp
-  if (!kBroken) __syncwarp();   // read after write: the neighbour's element
-  out[lane] = s[lane ^ 1];      // planted: no_syncwarp
+  __syncwarp();                // write after write: the neighbour's zero
+  s[lane] = in[lane];          // planted: no_syncwarp
+  if (!kBroken) __syncwarp();  // read after write: the neighbour's element
+  out[lane] = s[lane ^ 1];     // planted: no_syncwarp
 }
-PLANT(no_syncwarp, kRace, kRacecheck, "Lanes of a warp need not run in step since Volta: the neighbour may lag behind.") {
+PLANT(no_syncwarp, kRace, kRacecheck,
+      "Lanes of a warp need not run in step since Volta: the neighbour may lag behind.") {
   Buffer<float> in(32, index), out(32);
   (void)launch("planted", no_syncwarp<kBroken>, {.block = 32}, in, out);
   return out.holds([](int i) { return i ^ 1; });
@@ -140,8 +143,8 @@ __global__ void plain_histogram(const int* keys, int* counts) {
   __shared__ int bins[4];
   const unsigned t = threadIdx.x;
   if (t < 4) bins[t] = 0;
-  __syncthreads();                          // read after write: the zeros
-  if (kBroken) ++bins[keys[t]];             // planted: plain_histogram
+  __syncthreads();               // read after write: the zeros
+  if (kBroken) ++bins[keys[t]];  // planted: plain_histogram
   if (!kBroken) atomicAdd(&bins[keys[t]], 1);
   __syncthreads();  // read after write: everybody's counts
   if (t < 4) counts[t] = bins[t];
@@ -172,12 +175,13 @@ __global__ void bytes_of_a_word(unsigned char* out) {
   __shared__ unsigned char flags[kThreads];
   const unsigned t = threadIdx.x, mine = kBroken ? t % 32 : t;
   flags[t] = 0;
-  __syncthreads();                                  // write after write: the zeros
-  flags[mine] = static_cast<unsigned char>(mine);   // planted: bytes_of_a_word
-  __syncthreads();                                  // read after write: the other end's flag
+  __syncthreads();                                 // write after write: the zeros
+  flags[mine] = static_cast<unsigned char>(mine);  // planted: bytes_of_a_word
+  __syncthreads();                                 // read after write: the other end's flag
   out[t] = flags[kThreads - 1 - t];
 }
-PLANT(bytes_of_a_word, kRace, kRacecheck, "Two warps write the same flags; in the twin other bytes of the same words.") {
+PLANT(bytes_of_a_word, kRace, kRacecheck,
+      "Two warps write the same flags; in the twin other bytes of the same words.") {
   Buffer<unsigned char> out(kThreads);
   (void)launch("planted", bytes_of_a_word<kBroken>, {.block = kThreads}, out);
   return out.holds([](int i) { return kThreads - 1 - i; });

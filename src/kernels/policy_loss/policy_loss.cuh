@@ -10,10 +10,10 @@
 //           the latter are all there is.
 #pragma once
 
-#include "strop/launch.h"
 #include "base/ptx/grid.cuh"
 #include "base/reduce.cuh"
 #include "kernels/policy_loss/policy_loss_tile.cuh"
+#include "strop/launch.h"
 
 namespace strop::policy_loss {
 

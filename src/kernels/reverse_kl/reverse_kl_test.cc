@@ -290,7 +290,7 @@ TEST(ReverseKl, Shapes) {
   };
   // Rows that one block of the small devices keeps, that two and more share, and that 16 cannot keep; more rows than
   // clusters and blocks.
-  const std::vector<Shape> emulated = {{1, 3, 800},  {2, 1, 2100}, {1, 2, 7001}, {1, 5, 13000},
+  const std::vector<Shape> emulated = {{1, 3, 800},   {2, 1, 2100}, {1, 2, 7001}, {1, 5, 13000},
                                        {1, 1, 61000}, {3, 27, 33},  {40, 1, 3}};
   const auto shapes = sized(native, emulated);
   Random random(22);
