@@ -12,6 +12,8 @@ export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 export CTEST_PARALLEL_LEVEL := $(JOBS)
 export CCACHE_DIR ?= $(ROOT)/.cache/ccache
 export CCACHE_BASEDIR ?= $(ROOT)
+# Else MkDocs begins with a page on where it is going.
+export NO_MKDOCS_2_WARNING := 1
 # torch.compile compiles against Python's headers: those of .local where the system has none.
 GIVEN_CPATH := $(CPATH)
 LOCAL_HEADERS = $(shell ls -d $(ROOT)/.local/usr/include $(ROOT)/.local/usr/include/python3* 2>/dev/null)
@@ -26,7 +28,7 @@ BUILD_SETTINGS := --no-build-isolation --no-deps --config-settings=build-dir=bui
 INSTALLED := $(VENV)/strop-$(PRESET)
 MANYLINUX := manylinux_2_28_$(shell uname -m)
 
-.PHONY: help demo test emu check build wheel sdist hub bench gpu-check clean distclean
+.PHONY: help demo test emu check build docs wheel sdist hub bench gpu-check clean distclean
 .DEFAULT_GOAL := help
 
 help:  ## what there is to make
@@ -36,7 +38,7 @@ help:  ## what there is to make
 demo: $(INSTALLED)  ## train a small transformer with the losses, on this CPU
 	$(VENV)/bin/python examples/demo/posttraining.py
 
-test: $(INSTALLED)  ## all tests; the last line is N passed, M failed
+test: $(INSTALLED) $(VENV)/docs-ready  ## all tests; the last line is N passed, M failed
 	$(VENV)/bin/python tools/run_tests $(PRESET)
 
 emu: $(INSTALLED)  ## planted mistakes in the emulator: every one found, no false alarm
@@ -50,6 +52,10 @@ build: $(INSTALLED)  ## the Python package into .venv, and the C++ tests
 
 bench: $(INSTALLED)  ## compare with PyTorch eager and torch.compile on this machine
 	$(VENV)/bin/python benchmarks/losses.py
+
+docs: $(VENV)/docs-ready  ## the documentation as a site in build/site; a broken link is an error
+	$(VENV)/bin/python -m mkdocs build --strict --quiet
+	@echo "build/site/index.html"
 
 wheel: $(INSTALLED)  ## the package as a wheel in dist, for any Linux with glibc 2.28 or later
 	@rm -rf build/wheel
@@ -81,6 +87,10 @@ distclean: clean  ## remove the virtual environment, unpacked packages and cache
 
 $(VENV)/ready: tools/bootstrap tools/requirements.txt tools/constraints.txt
 	@$(PYTHON) tools/bootstrap venv
+
+$(VENV)/docs-ready: $(VENV)/ready tools/requirements-docs.txt
+	$(PIP) install --quiet -r tools/requirements-docs.txt -c tools/constraints.txt
+	@touch $@
 
 # One build tree holds the core, the C++ tests and the Python module, so that each CUDA file is compiled once.
 $(INSTALLED): .local/ready $(VENV)/ready $(SOURCES)

@@ -11,8 +11,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import torch
-
 
 def command(*words: str) -> str:
     done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parent)
@@ -35,6 +33,8 @@ def version_of(module: str) -> str | None:
 
 
 def new_record(device: str, inputs: dict[str, str]) -> dict:
+    import torch  # here: whoever reads records needs none
+
     dirty = "" if command("git", "status", "--porcelain", "--untracked-files=no") == "" else "-dirty"
     versions = {"python": platform.python_version(), "cuda": torch.version.cuda}
     versions |= {name: version_of(name) for name in ("torch", "triton", "strop", "liger_kernel")}

@@ -8,8 +8,13 @@ endif()
 if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
   # Machine code for A100, H100/H200, B200 and RTX Blackwell, PTX of sm_90 for what comes later. The letter a opens
   # instructions of one architecture alone (sm_90a: wgmma; sm_100a, sm_120a: block-scaled matrix products).
-  set(CMAKE_CUDA_ARCHITECTURES "80-real;90a-real;100a-real;120a-real;90-virtual"
-      CACHE STRING "CUDA architectures, as CMake's property of the same name")
+  set(strop_architectures "80-real;90a-real;100a-real;120a-real;90-virtual")
+  if(PROJECT_IS_TOP_LEVEL)
+    set(CMAKE_CUDA_ARCHITECTURES "${strop_architectures}"
+        CACHE STRING "CUDA architectures, as CMake's property of the same name")
+  else()
+    set(CMAKE_CUDA_ARCHITECTURES "${strop_architectures}")  # of this folder
+  endif()
 endif()
 
 include(CheckLanguage)

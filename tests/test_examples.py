@@ -24,6 +24,12 @@ def test_quickstart() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_fused_step() -> None:
+    """Training with the fused form ends where training through autograd does: the example asserts it."""
+    done = run(EXAMPLES / "fused_step.py")
+    assert done.returncode == 0, done.stderr
+
+
 def test_demo_agrees_with_plain_pytorch(tmp_path: Path) -> None:
     """A short run of `make demo`: strop's losses and PyTorch's train alike, and the plot is drawn."""
     script = (

@@ -79,9 +79,9 @@ enum class Kind : std::uint8_t {
   kStaleRead,         // through the read-only cache, of what the launch wrote
   kDivergentBarrier,  // threads of a block at different __syncthreads, or some have exited
   kWarp,              // lanes that do not meet: exited, other mask, other operation; a shuffle from outside the mask
-  kCopyInFlight,      // an access to what an asynchronous copy has not delivered yet, or is still reading
+  kCopyInFlight,      // an access that may meet an asynchronous copy: nothing orders it after the copy
   kBarrierMisuse,     // an mbarrier that is not initialised, has too many arrivals or bytes, …
-  kExitedBlock,       // shared memory of a cluster's block that has exited, or may not have begun
+  kExitedBlock,       // shared memory of a cluster's block that may have exited, or may not have begun
   kDeadlock,          // nobody can go on
   kLaunch,            // the launch was refused
 };
@@ -96,7 +96,7 @@ struct Report {
   Kind kind = Kind::kOutOfBounds;
   std::string kernel;
   std::vector<Frame> where;  // innermost first; the first is the line in the kernel
-  std::vector<Frame> other;  // of a race: the earlier access
+  std::vector<Frame> other;  // of a race: the earlier access; else the copy, barrier or shuffle that it clashes with
   std::string text;          // all of it, as printed
   Schedule schedule;         // to replay
 };

@@ -87,6 +87,10 @@ std::uint64_t atomic(void* p, std::size_t bytes, MemoryOrder order, std::uint64_
   return enter()->atomic(reinterpret_cast<std::uintptr_t>(p), bytes, order, apply, context, STROP_PC);
 }
 
+void atomic_store(void* p, std::uint32_t value, MemoryOrder order) {
+  enter()->atomic_store(reinterpret_cast<std::uintptr_t>(p), value, order, STROP_PC);
+}
+
 void warp_meet(const char* what, unsigned mask, void* payload, void (*complete)(void* const*, unsigned),
                bool orders_memory) {
   enter()->warp_meet(what, mask, payload, complete, orders_memory, STROP_PC);

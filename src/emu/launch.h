@@ -182,6 +182,7 @@ class Launch {
   void fence(Scope scope);
   std::uint64_t atomic(std::uintptr_t a, std::size_t n, MemoryOrder order,
                        std::uint64_t (*apply)(std::uint64_t, const void*), const void* context, Pc pc);
+  void atomic_store(std::uintptr_t a, std::uint32_t value, MemoryOrder order, Pc pc);
   void volatile_access(std::uintptr_t a, std::size_t n, bool write, Pc pc);
   void polled(Pc pc);  // after a read of what other threads may change: lets them run
   void wait(const char* what, Pc pc, std::string how = {});

@@ -286,6 +286,16 @@ std::uint64_t Launch::atomic(std::uintptr_t a, std::size_t n, MemoryOrder order,
   return old;
 }
 
+void Launch::atomic_store(std::uintptr_t a, std::uint32_t value, MemoryOrder order, Pc pc) {
+  Thread& t = *running_;
+  access(a, sizeof value, Op::kAtomicWrite, pc, true);
+  std::memcpy(reinterpret_cast<void*>(a), &value, sizeof value);
+  ++progress_;
+  // Unlike an atomic operation, a store does not pass on what was published before it.
+  const bool releases = order == MemoryOrder::kRelease || order == MemoryOrder::kAcquireRelease;
+  published_[place(a)] = {releases ? Knowledge::join({meeting()}, slots_) : t.fenced_gpu, t.fenced_block, t.block->id};
+}
+
 // Like a relaxed atomic load or store. The store itself follows.
 void Launch::volatile_access(std::uintptr_t a, std::size_t n, bool write, Pc pc) {
   Thread& t = *running_;

@@ -23,9 +23,7 @@ __device__ __forceinline__ std::uint32_t load_acquire_u32(const std::uint32_t* p
 // st.release.gpu
 __device__ __forceinline__ void store_release_u32(std::uint32_t* p, std::uint32_t v) {
 #if STROP_EMULATED
-  emu::atomic(
-      p, sizeof *p, emu::MemoryOrder::kRelease,
-      [](std::uint64_t, const void* to) -> std::uint64_t { return *static_cast<const std::uint32_t*>(to); }, &v);
+  emu::atomic_store(p, v, emu::MemoryOrder::kRelease);
 #else
   asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
 #endif
