@@ -140,7 +140,7 @@ def main() -> int:
     print("\nlargest difference between the two runs, relative to the curve's largest value:")
     differences = {name: largest_difference(own, ours, name) for name in COMPARED}
     for name, difference in differences.items():
-        print(f"  {name:<20} {difference:.1e}")
+        print(f"  {name:<22} {difference:.1e}")
     print(f"{given.steps} steps took {own_seconds:.1f} s with TRL's loss, {our_seconds:.1f} s with strop's.")
     print("That is generation, mostly: a batch this small shows that the losses agree, not which one is faster.")
     agree = max(differences.values()) < 1e-4

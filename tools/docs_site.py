@@ -1,8 +1,8 @@
 """What mkdocs.yml needs beyond Markdown: pages from outside docs, and pages made of sources and records.
 
 Each page and file has in MkDocs the path that it has in the repository, so a relative link means the same here as on a
-site that hosts the code, and MkDocs checks all of them. What is linked and is no page, a source file or a folder, becomes
-one.
+site that hosts the code, and MkDocs checks all of them. What is linked and is no page, a source file or a folder,
+becomes one.
 """
 
 from __future__ import annotations
@@ -121,8 +121,9 @@ def uncommented(lines: list[str]) -> str:
 def cpp_api() -> str:
     """The public headers: what a header begins with as text, the rest as it stands, by its own sections."""
     parts = [
-        "# C++\n\nThe headers of `include/strop`. They need C++20 and nothing else; `launch.h` is for code that nvcc or the "
-        "emulator compiles.\n"
+        "# C++\n",
+        "The headers of `include/strop`. They need C++20 and nothing else; `launch.h` is for code that nvcc or the "
+        "emulator compiles.\n",
     ]
     order = ["losses", "tensor_view", "status", "parallel", "launch", "emu"]
     headers = sorted((ROOT / "include/strop").glob("*.h"), key=lambda f: (f.stem not in order, order.index(f.stem)))
@@ -230,8 +231,8 @@ def record_page(path: Path) -> str:
             ],
             2,
         ),
-        "Columns × say how many times faster strop is; “of floor” is the share of the speed of a copy that moves as many "
-        "bytes. [How it is measured](../benchmarks/README.md) explains implementations and methods.\n",
+        "Columns × say how many times faster strop is; “of floor” is the share of the speed of a copy that moves as "
+        "many bytes. [How it is measured](../benchmarks/README.md) explains implementations and methods.\n",
     ]
     for kernel, lines in by_kernel(record).items():
         parts += [f"## {kernel}\n", kernel_table(lines)]
@@ -250,9 +251,10 @@ def mean_and_worst(lines: list[dict], ratio: str) -> str:
 
 def performance_page(paths: list[Path]) -> str:
     parts = [
-        "# Performance\n\nTimes faster than plain PyTorch (“eager”) and than the faster form of `torch.compile` in the same "
-        "run: geometric means over shapes, the worst shape in brackets. Made of the records, which anyone can repeat: "
-        "[how it is measured](../benchmarks/README.md).\n"
+        "# Performance\n",
+        "Times faster than plain PyTorch (“eager”) and than the faster form of `torch.compile` in the same run: geometric "
+        "means over shapes, the worst shape in brackets. Made of the records, which anyone can repeat: "
+        "[how it is measured](../benchmarks/README.md).\n",
     ]
     for path in paths:
         record = json.loads(path.read_text())

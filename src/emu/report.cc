@@ -205,7 +205,9 @@ std::vector<std::vector<Frame>> frames_of(const std::vector<std::vector<Pc>>& st
       } else if (function.empty()) {
         function = text;
       } else {
-        Frame f{tidy(function), text.substr(0, text.rfind(':')), std::atoi(text.substr(text.rfind(':') + 1).c_str())};
+        // Relative to where the compiler ran, it may lead through that folder.
+        const std::string path = std::filesystem::path(text.substr(0, text.rfind(':'))).lexically_normal().string();
+        Frame f{tidy(function), path, std::atoi(text.substr(text.rfind(':') + 1).c_str())};
         if (f.line > 0 && !is_plumbing(f)) known[pc].push_back(std::move(f));
         function.clear();
       }

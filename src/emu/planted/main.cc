@@ -58,23 +58,26 @@ using Lines = std::set<std::pair<std::string, int>>;
 std::string text(const Lines& lines) {
   std::string all, last;
   for (const auto& [file, line] : lines) {
-    if (file != last) all += (all.empty() ? "" : ", ") + file.substr(file.rfind('/') + 1) + ":" + std::to_string(line);
+    if (file != last) all += (all.empty() ? "" : ", ") + file + ":" + std::to_string(line);
     if (file == last) all += ", " + std::to_string(line);
     last = file;
   }
   return all.empty() ? "no line" : all;
 }
 
+// Paths may be relative to where the compiler ran (ccache makes them so): only their ends count.
+std::string file_name(const std::string& path) { return path.substr(path.rfind('/') + 1); }
+
 // The lines of the plant's source that end in its marker. One marker may name several plants.
 Lines marked(const Plant& p) {
   Lines lines;
-  std::ifstream file(p.file);
+  std::ifstream file(STROP_PLANTED_FOLDER "/" + file_name(p.file));
   std::string text;
   for (int line = 1; std::getline(file, text); ++line) {
     const auto marker = text.find("planted: ");
     if (marker == std::string::npos) continue;
     const std::string names = text.substr(marker + 8) + ",", name = p.name;
-    if (names.find(' ' + name + ',') != std::string::npos) lines.emplace(p.file, line);
+    if (names.find(' ' + name + ',') != std::string::npos) lines.emplace(file_name(p.file), line);
   }
   return lines;
 }
@@ -82,7 +85,7 @@ Lines marked(const Plant& p) {
 Lines named(const emu::Report& r) {
   Lines lines;
   for (const auto* frames : {&r.where, &r.other}) {
-    if (!frames->empty()) lines.emplace((*frames)[0].file, (*frames)[0].line);
+    if (!frames->empty()) lines.emplace(file_name((*frames)[0].file), (*frames)[0].line);
   }
   return lines;
 }
