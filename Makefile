@@ -38,7 +38,7 @@ help:  ## what there is to make
 demo: $(INSTALLED)  ## train a small transformer with the losses, on this CPU
 	$(VENV)/bin/python examples/demo/posttraining.py
 
-test: $(INSTALLED) $(VENV)/docs-ready  ## all tests; the last line is N passed, M failed
+test: $(INSTALLED) $(VENV)/docs-ready $(VENV)/trl-ready  ## all tests; the last line is N passed, M failed
 	$(VENV)/bin/python tools/run_tests $(PRESET)
 
 emu: $(INSTALLED)  ## planted mistakes in the emulator: every one found, no false alarm
@@ -54,8 +54,7 @@ bench: $(INSTALLED)  ## compare with PyTorch eager and torch.compile on this mac
 	$(VENV)/bin/python benchmarks/losses.py
 
 docs: $(VENV)/docs-ready  ## the documentation as a site in build/site; a broken link is an error
-	$(VENV)/bin/python -m mkdocs build --strict --quiet
-	@echo "build/site/index.html"
+	$(VENV)/bin/python -m mkdocs build --strict
 
 wheel: $(INSTALLED)  ## the package as a wheel in dist, for any Linux with glibc 2.28 or later
 	@rm -rf build/wheel
@@ -87,6 +86,10 @@ distclean: clean  ## remove the virtual environment, unpacked packages and cache
 
 $(VENV)/ready: tools/bootstrap tools/requirements.txt tools/constraints.txt
 	@$(PYTHON) tools/bootstrap venv
+
+$(VENV)/trl-ready: $(VENV)/ready tools/requirements-trl.txt
+	$(PIP) install --quiet -r tools/requirements-trl.txt -c tools/constraints.txt
+	@touch $@
 
 $(VENV)/docs-ready: $(VENV)/ready tools/requirements-docs.txt
 	$(PIP) install --quiet -r tools/requirements-docs.txt -c tools/constraints.txt

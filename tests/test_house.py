@@ -288,7 +288,9 @@ def test_snippets_run(name: str) -> None:
         exec(compile(block, name, "exec"), namespace)
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/losses.md", "docs/building.md", "docs/hub.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "docs/losses.md", "docs/building.md", "docs/hub.md", "docs/trl.md"]
+)
 def test_links_lead_somewhere(name: str) -> None:
     page = ROOT / name
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):

@@ -52,7 +52,11 @@ def test_wheel_has_the_package_and_nothing_else() -> None:
     with zipfile.ZipFile(WHEEL) as wheel:
         names = {name for name in wheel.namelist() if not re.match(r"strop-[0-9.]+\.dist-info/|.*/$", name)}
         assert b"Tag: cp310-abi3-%s" % PLATFORM.encode() in wheel.read(f"strop-{VERSION}.dist-info/WHEEL")
-    sources = {f"strop/{f.name}" for f in (ROOT / "python/strop").iterdir() if f.suffix in (".py", ".pyi", ".typed")}
+    sources = {
+        str(f.relative_to(ROOT / "python"))
+        for f in (ROOT / "python/strop").rglob("*")
+        if f.suffix in (".py", ".pyi", ".typed")
+    }
     assert names == sources | {"strop/py.typed", MODULE, PROGRAM}
     assert WHEEL.stat().st_size < 60 * MEGABYTE
 

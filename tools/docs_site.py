@@ -97,7 +97,10 @@ def source_page(path: str) -> str:
     return "\n".join(parts)
 
 
-PYTHON_API = """# Python
+PYTHON_API = """---
+search: {{boost: 4}}
+---
+# Python
 
 Everything is in the module `strop`. [The losses](../docs/losses.md) has the formulas and what happens at the edges.
 
@@ -105,13 +108,19 @@ Everything is in the module `strop`. [The losses](../docs/losses.md) has the for
 
 ::: strop._doctor.Report
     options: {{show_root_full_path: false, members: [ok]}}
+
+{integrations}
 """
 
 
 def python_api() -> str:
     names = re.findall(r'^    "([a-z]\w*)",', (ROOT / "python/strop/__init__.py").read_text(), re.MULTILINE)
     names.sort(key=lambda name: (["grpo", "bnpo", "reve", "doct"].index(name[:4]), "fwd" not in name, len(name)))
-    return PYTHON_API.format(functions="\n\n".join(f"::: strop.{name}" for name in names))
+    modules = sorted((ROOT / "python/strop/integrations").glob("[a-z]*.py"))
+    return PYTHON_API.format(
+        functions="\n\n".join(f"::: strop.{name}" for name in names),
+        integrations="\n\n".join(f"::: strop.integrations.{module.stem}" for module in modules),
+    )
 
 
 def uncommented(lines: list[str]) -> str:
@@ -139,14 +148,20 @@ def cpp_api() -> str:
 
 
 class SphinxRoles(griffe.Extension):
-    """Docstrings name functions as :func:`grpo_loss`, which help() shows well; here they become links."""
+    """Docstrings name functions as :func:`grpo_loss`, which help() shows well; here strop's become links."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        if obj.docstring:
-            module = obj.module.path
-            obj.docstring.value = re.sub(
-                r":(?:func|class):`(\w+)`", lambda match: f"[`{match[1]}`][{module}.{match[1]}]", obj.docstring.value
-            )
+        if not obj.docstring:
+            return
+        module = obj.module.path
+
+        def link(match: re.Match[str]) -> str:
+            name = match[1]
+            if "." not in name:
+                return f"[`{name}`][{module}.{name}]"
+            return f"[`{name}`][{name}]" if name.startswith("strop.") else f"`{name}`"
+
+        obj.docstring.value = re.sub(r":(?:func|class|meth|mod):`~?([\w.]+)`", link, obj.docstring.value)
 
 
 # ---- Pages made of records ------------------------------------------------------------------------------------------
@@ -170,7 +185,7 @@ def table(heads: list[str], rows: list[list[str]], texts: int) -> str:
 def microseconds(us: float | None) -> str:
     if us is None:
         return "–"
-    return f"{us:,.0f}" if us >= 1000 else f"{us:.3g}"
+    return f"{us:,.0f}" if us >= 100 else f"{us:.1f}"
 
 
 def times(ratio: float | None) -> str:
@@ -252,8 +267,8 @@ def mean_and_worst(lines: list[dict], ratio: str) -> str:
 def performance_page(paths: list[Path]) -> str:
     parts = [
         "# Performance\n",
-        "Times faster than plain PyTorch (“eager”) and than the faster form of `torch.compile` in the same run: geometric "
-        "means over shapes, the worst shape in brackets. Made of the records, which anyone can repeat: "
+        "Times faster than plain PyTorch (“eager”) and than the faster form of `torch.compile` in the same run: "
+        "geometric means over shapes, the worst shape in brackets. Made of the records, which anyone can repeat: "
         "[how it is measured](../benchmarks/README.md).\n",
     ]
     for path in paths:

@@ -118,7 +118,8 @@ def _check_settings(trainer: Any) -> None:
     }
     for name, advice in uncovered.items():
         if advice:
-            raise ValueError(f"{name}: strop's loss does not cover {getattr(args, name)!r}; {advice}, or unpatch()")
+            value = getattr(trainer, name, getattr(args, name, None))  # in use, which args may leave to the model
+            raise ValueError(f"{name}: strop's loss does not cover {value!r}; {advice}, or unpatch()")
 
 
 def _compute_loss(self: Any, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
