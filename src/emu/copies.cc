@@ -113,7 +113,7 @@ bool Launch::land_copy() {
 
 void Launch::copies_commit(CopyKind kind) { ++running_->groups[kind == CopyKind::kBulkStore]; }
 
-void Launch::copies_wait(CopyKind kind, std::uint64_t newest, bool sources_only, Pc) {
+void Launch::copies_wait(CopyKind kind, std::uint64_t newest, bool sources_only) {
   Thread& t = *running_;
   const std::uint64_t committed = t.groups[kind == CopyKind::kBulkStore];
   const std::uint64_t done = committed > newest ? committed - newest : 0;  // groups below this one

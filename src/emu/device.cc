@@ -109,7 +109,7 @@ void copy_async(void* to, const void* from, std::size_t bytes, std::size_t from_
   enter()->copy(CopyKind::kAsync, reinterpret_cast<Pc>(to), reinterpret_cast<Pc>(from), bytes, from_bytes, 0, STROP_PC);
 }
 void copy_async_commit() { enter()->copies_commit(CopyKind::kAsync); }
-void copy_async_wait(unsigned newest) { enter()->copies_wait(CopyKind::kAsync, newest, false, STROP_PC); }
+void copy_async_wait(unsigned newest) { enter()->copies_wait(CopyKind::kAsync, newest, false); }
 void bulk_load(void* to, const void* from, std::size_t bytes, void* barrier) {
   enter()->copy(CopyKind::kBulkLoad, reinterpret_cast<Pc>(to), reinterpret_cast<Pc>(from), bytes, bytes,
                 reinterpret_cast<Pc>(barrier), STROP_PC);
@@ -119,7 +119,7 @@ void bulk_store(void* to, const void* from, std::size_t bytes) {
 }
 void bulk_store_commit() { enter()->copies_commit(CopyKind::kBulkStore); }
 void bulk_store_wait(unsigned newest, bool sources_only) {
-  enter()->copies_wait(CopyKind::kBulkStore, newest, sources_only, STROP_PC);
+  enter()->copies_wait(CopyKind::kBulkStore, newest, sources_only);
 }
 void mbarrier_init(void* barrier, unsigned count) {
   enter()->mbarrier_init(reinterpret_cast<Pc>(barrier), count, STROP_PC);

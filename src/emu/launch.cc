@@ -14,8 +14,6 @@ thread_local Stacks tls_stacks;
 // Device memory and its states are the process's: launches of several host threads take turns.
 std::recursive_mutex device_mutex;
 
-constexpr std::size_t kThreadsPerMultiprocessor = 2048, kBlocksPerMultiprocessor = 32;
-
 }  // namespace
 
 Launch* Launch::current() { return tls_launch; }
@@ -34,10 +32,6 @@ Launch::Launch(const LaunchSpec& spec, const Schedule& schedule, std::uint32_t n
       slots_(threads_ + 1),
       random_(schedule.seed * 0x9e3779b97f4a7c15ull + 1),
       stacks_(tls_stacks) {
-  const Device& d = device();
-  const std::size_t per_multiprocessor = std::min({kThreadsPerMultiprocessor / threads_, kBlocksPerMultiprocessor,
-                                                   d.shared_bytes_per_multiprocessor / (spec.shared_bytes + 1024)});
-  max_resident_ = std::max<std::size_t>(1, per_multiprocessor) * static_cast<std::size_t>(d.multiprocessors);
   for (std::uint32_t c = blocks_ / spec.cluster; c-- > 0;) to_start_.push_back(c);
   if (schedule.order == Order::kReverse) std::reverse(to_start_.begin(), to_start_.end());
   if (schedule.order == Order::kRandom) {
@@ -268,7 +262,7 @@ void Launch::polled(Pc pc) {
 
 bool Launch::unstall() {
   if (land_copy()) return true;
-  if (to_start_.empty() || resident_ + spec_.cluster > max_resident_) return false;
+  if (to_start_.empty() || resident_ + spec_.cluster > spec_.resident) return false;
   start_cluster();
   return true;
 }

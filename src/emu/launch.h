@@ -149,6 +149,7 @@ struct LaunchSpec {
   std::size_t shared_bytes = 0;
   unsigned cluster = 1;
   bool cooperative = false;
+  std::size_t resident = 1;  // blocks that the device holds at once
   const void* kernel = nullptr;
   void (*invoke)(void* arguments) = nullptr;
   void* arguments = nullptr;
@@ -193,7 +194,7 @@ class Launch {
   void copy(CopyKind kind, std::uintptr_t to, std::uintptr_t from, std::size_t bytes, std::size_t from_bytes,
             std::uintptr_t barrier, Pc pc);
   void copies_commit(CopyKind kind);
-  void copies_wait(CopyKind kind, std::uint64_t newest, bool sources_only, Pc pc);
+  void copies_wait(CopyKind kind, std::uint64_t newest, bool sources_only);
   void mbarrier_init(std::uintptr_t a, std::uint32_t count, Pc pc);
   void mbarrier_arrive(std::uintptr_t a, std::uint32_t count, std::int64_t bytes, Pc pc);
   bool mbarrier_test(std::uintptr_t a, unsigned parity, Pc pc);
@@ -263,7 +264,7 @@ class Launch {
   std::uint64_t random();
   std::vector<std::unique_ptr<Cluster>> clusters_;  // that run
   std::vector<std::uint32_t> to_start_;             // clusters, last first
-  std::size_t resident_ = 0, max_resident_ = 1;     // blocks
+  std::size_t resident_ = 0;                        // blocks
   std::deque<Thread*> ready_;
   Thread* running_ = nullptr;
   Block* statics_of_ = nullptr;  // whose contents static __shared__ variables have

@@ -112,8 +112,8 @@ void Region::retouch(std::uintptr_t a, std::size_t n, std::uint32_t thread, Cloc
     if (!has(i)) continue;
     Word& w = word(i);
     for (std::uint32_t k = 0; k < w.n; ++k) {
-      Touch& touch = k < Word::kInline ? w.touches[k] : overflow(w)[k - Word::kInline];
-      if (touch.thread == thread && touch.clock == clock) touch.thread = by, touch.clock = at;
+      Touch& old = touch(w, k);
+      if (old.thread == thread && old.clock == clock) old.thread = by, old.clock = at;
     }
   }
 }

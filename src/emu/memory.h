@@ -78,6 +78,7 @@ class Region {
   // After a copy from the host (source null: all written) or from `source`, where the bytes were at `from`.
   void take_states(std::uintptr_t to, std::size_t bytes, const Region* source, std::uintptr_t from);
   Word& word(std::uintptr_t a);  // of the present launch
+  Touch& touch(Word& w, std::uint32_t i) { return i < Word::kInline ? w.touches[i] : overflow(w)[i - Word::kInline]; }
   std::vector<Touch>& overflow(const Word& w) { return overflow_[&w - words_.data()]; }
   void forget_touches(std::uint32_t launch);
   // What one thread touched in [a, a + n) at one clock, another did at another.
@@ -86,9 +87,9 @@ class Region {
   template <class F>
   void each_touch(F&& f) {
     for (std::size_t i = 0; i < words_.size(); ++i) {
-      const Word& w = words_[i];
+      Word& w = words_[i];
       for (std::uint32_t k = 0; w.launch == launch_ && k < w.n; ++k)
-        f(std::max(begin_, (begin_ / 4 + i) * 4), k < Word::kInline ? w.touches[k] : overflow(w)[k - Word::kInline]);
+        f(std::max(begin_, (begin_ / 4 + i) * 4), touch(w, k));
     }
   }
 

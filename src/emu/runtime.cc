@@ -35,6 +35,8 @@ cudaError_t refuse(cudaError_t error, const void* kernel, const std::string& why
   return done(error);
 }
 
+bool is_device(int index) { return index >= 0 && index < static_cast<int>(devices().size()); }
+
 // The region that holds [data, data + bytes), or null.
 Region* region_of(const void* data, std::size_t bytes) {
   const auto a = reinterpret_cast<std::uintptr_t>(data);
@@ -92,12 +94,12 @@ cudaError_t launch(const cudaLaunchConfig_t& c, const void* kernel, void (*invok
                   "a grid of " + std::to_string(spec.grid.x) + " blocks, which is no multiple of the clusters' " +
                       std::to_string(spec.cluster));
   }
-  const std::size_t resident = blocks_a_multiprocessor(static_cast<int>(threads), spec.shared_bytes) *
-                               static_cast<std::size_t>(d.multiprocessors);
-  if (spec.cooperative && blocks > resident) {
+  spec.resident = blocks_a_multiprocessor(static_cast<int>(threads), spec.shared_bytes) *
+                  static_cast<std::size_t>(d.multiprocessors);
+  if (spec.cooperative && blocks > spec.resident) {
     return refuse(cudaErrorCooperativeLaunchTooLarge, kernel,
                   "a cooperative launch of " + std::to_string(blocks) + " blocks, of which the device holds " +
-                      std::to_string(resident) + " at once");
+                      std::to_string(spec.resident) + " at once");
   }
   run_launch(spec);
   return cudaSuccess;
@@ -142,16 +144,12 @@ cudaError_t cudaGetDeviceCount(int* count) {
 }
 cudaError_t cudaGetDevice(int* device) { return *device = settings().device, cudaSuccess; }
 cudaError_t cudaSetDevice(int device) {
-  int count = 0;
-  cudaGetDeviceCount(&count);
-  if (device < 0 || device >= count) return done(cudaErrorInvalidDevice);
+  if (!strop::emu::is_device(device)) return done(cudaErrorInvalidDevice);
   settings().device = device;
   return cudaSuccess;
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int device) {
-  int count = 0;
-  cudaGetDeviceCount(&count);
-  if (device < 0 || device >= count) return done(cudaErrorInvalidDevice);
+  if (!strop::emu::is_device(device)) return done(cudaErrorInvalidDevice);
   const strop::emu::Device& d = strop::emu::devices()[static_cast<std::size_t>(device)];
   *p = {};
   std::strcpy(p->name, "strop emulator");
