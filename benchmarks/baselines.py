@@ -75,14 +75,15 @@ def reverse_kl_written(student: Tensor, teacher: Tensor, mask: Tensor) -> tuple[
     return (per_token * weight).sum(), grad.to(dtype)
 
 
-# The three variants of a formula: `fwd` gives the loss, `fused` loss and gradient, `autograd` calls backward().
+# The three variants of a formula: `fwd` gives the loss, `fused` loss and gradient, `autograd` calls backward(). Where
+# autograd is at work, the first argument is a leaf that requires grad: it is made once, outside what is timed, and
+# torch.compile of PyTorch 2.11 cannot make one inside (`requires_grad_` ends its trace).
 
 
 def with_grad(formula: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
     """Loss and gradient of the first argument by autograd; it can be traced and compiled as a whole."""
 
-    def fused(argument: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
-        leaf = argument.detach().requires_grad_()
+    def fused(leaf: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
         loss = formula(leaf, *rest)
         (grad,) = torch.autograd.grad(loss, leaf)
         return loss.detach(), grad
@@ -91,15 +92,33 @@ def with_grad(formula: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Ten
 
 
 def with_backward(loss_function: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Loss, and gradient by loss.backward() on a leaf, as a training loop calls it."""
+    """Loss, and gradient by loss.backward(), as a training loop calls it."""
 
-    def autograd(argument: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
-        leaf = argument.detach().requires_grad_()
+    def autograd(leaf: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        leaf.grad = None
         loss = loss_function(leaf, *rest)
         loss.backward()
-        return loss.detach(), leaf.grad
+        return loss, leaf.grad
 
     return autograd
+
+
+def with_gradient_fed(fused: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The gradient comes with the loss and is fed to backward() by hand: what `*_autograd` is held against."""
+
+    def autograd(leaf: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        leaf.grad = None
+        loss, grad = fused(leaf, *rest)
+        leaf.backward(grad)
+        return loss, leaf.grad
+
+    return autograd
+
+
+def takes_leaf(kernel: str, impl: str) -> bool:
+    """Whether this implementation's first argument requires grad."""
+    variant = split(kernel)[1]
+    return variant == "autograd" or (variant == "fused" and impl in ("eager", "compile_traced", "liger"))
 
 
 def compiled(function: Callable) -> Callable:
@@ -118,32 +137,36 @@ def liger_reverse_kl(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
 
 
 class NotAvailable(Exception):
-    """This implementation does not exist for this kernel or on this machine; the message says why."""
+    """This implementation does not exist on this machine; the message says why."""
+
+
+def applicable(kernel: str, impl: str) -> bool:
+    """Whether there is such an implementation of the public function `kernel` at all."""
+    family, variant = split(kernel)
+    if impl == "liger":  # its policy losses start from logits, not from log-probabilities
+        return family == "reverse_kl"
+    if impl == "compile_written":  # a backward pass written by hand leaves autograd nothing to do
+        return variant != "autograd"
+    if impl == "compile_traced":  # without a backward pass the two compiled forms are one
+        return variant != "fwd"
+    return variant == "autograd" if impl == "fused_backward" else True
 
 
 def build(kernel: str, impl: str, beta: float | None) -> Callable[..., Tensor | tuple[Tensor, Tensor]]:
-    """A baseline of the public function `kernel`, taking its tensors; raises NotAvailable."""
+    """A baseline of the public function `kernel`, taking its tensors; see `applicable` and `takes_leaf`."""
     family, variant = split(kernel)
     if family == "reverse_kl":
         formula, written = reverse_kl, reverse_kl_written
     else:
         options = {"beta": beta, "per_sequence": family == "grpo_loss"}
         formula, written = partial(policy_loss, **options), partial(policy_loss_written, **options)
-    if impl == "liger":
-        if family != "reverse_kl":
-            raise NotAvailable("liger's policy losses start from logits, not from log-probabilities")
-        formula = liger_reverse_kl
     if impl in ("eager", "liger"):
-        return {"fwd": torch.no_grad()(formula), "fused": with_grad(formula), "autograd": with_backward(formula)}[
-            variant
-        ]
+        formula = liger_reverse_kl if impl == "liger" else formula
+        variants = {"fwd": torch.no_grad()(formula), "fused": with_grad(formula), "autograd": with_backward(formula)}
+        return variants[variant]
     if impl == "compile_written":
-        if variant == "autograd":
-            raise NotAvailable("a backward pass written by hand leaves autograd nothing to do")
         return compiled(written if variant == "fused" else formula)
     if impl == "compile_traced":
-        if variant == "fwd":
-            raise NotAvailable("there is no backward pass to trace: see compile_written")
         if variant == "autograd":
             return with_backward(compiled(formula))
         if not hasattr(torch._dynamo.config, "trace_autograd_ops"):

@@ -11,6 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+FAMILIES = ("grpo_loss", "bnpo_loss", "reverse_kl")
+DTYPES = ("fp32", "fp16", "bf16")
+FULL_MASK = "bool, every token valid"
+
 
 def command(*words: str) -> str:
     done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parent)
@@ -48,17 +52,20 @@ def new_record(device: str, inputs: dict[str, str]) -> dict:
     }
 
 
+def machine(record: dict) -> str:
+    return record.get("gpu") or f"{record['cpu']}, {record['limits']['threads']} threads"
+
+
 def key(row: dict) -> tuple:
     return (row["kernel"], tuple(row["shape"]), row["dtype"], row["beta"], row["impl"], row["method"])
 
 
-def open_record(path: Path | None, device: str, inputs: dict[str, str]) -> dict:
-    """A new record, or the one at `path` to go on with; one that was measured under other conditions is refused."""
-    fresh = new_record(device, inputs)
+def open_record(path: Path | None, fresh: dict) -> dict:
+    """The empty record, or the one at `path` to go on with; one that was measured under other conditions is refused."""
     if path is None or not path.exists():
         return fresh
     record = json.loads(path.read_text())
-    measured = ("rows", "limits")
+    measured = ("rows", "limits", "memory")
     different = [name for name in {**fresh, **record} if name not in measured and fresh.get(name) != record.get(name)]
     different += [name for name in ("threads", "inputs") if fresh["limits"][name] != record["limits"][name]]
     if different:
@@ -73,8 +80,15 @@ def add(record: dict, rows: list[dict], path: Path | None) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(record, indent=1) + "\n")
+        partial.write_text(as_json(record))
         os.replace(partial, path)
+
+
+def as_json(record: dict) -> str:
+    """A line for each row, so that a row is a line of a diff."""
+    head = json.dumps({name: value for name, value in record.items() if name != "rows"}, indent=1)
+    rows = ",\n".join(f"  {json.dumps(row)}" for row in record["rows"])
+    return f'{head[:-2]},\n "rows": [\n{rows}\n ]\n}}\n'
 
 
 def copy_class(total: int, device: str) -> int:
@@ -98,9 +112,10 @@ def comparisons(record: dict) -> list[dict]:
     cases: dict[tuple, dict] = {}
     for row in record["rows"]:
         *case, impl, method = key(row)
-        line = cases.setdefault((*case, method), {"case": case, "method": method, "us": {}, "why": {}})
+        line = cases.setdefault((*case, method), {"case": tuple(case), "method": method, "us": {}, "why": {}})
         line["us"][impl], line["floor_us"] = row["us"], floor_us(row, record["limits"])
         line["why"][impl] = row.get("why")
+        line["add_us"] = row.get("add_us")  # older records have none
     for line in cases.values():
         times = {impl: us for impl, us in line["us"].items() if us is not None}
         compiles = [us for impl, us in times.items() if impl.startswith("compile")]
@@ -108,6 +123,8 @@ def comparisons(record: dict) -> list[dict]:
         line["vs_eager"] = times["eager"] / ours if ours and "eager" in times else None
         line["vs_compile"] = min(compiles) / ours if ours and compiles else None
         line["of_floor"] = line["floor_us"] / ours if ours else None
+        fed = times.get("fused_backward")
+        line["of_fused_backward"] = ours / fed if ours and fed else None
     return list(cases.values())
 
 

@@ -1,82 +1,185 @@
-"""How a call is timed. Implementations take turns, so that what disturbs the machine disturbs all of them alike."""
+"""How a call is timed. Implementations take turns, so that what disturbs the machine disturbs all of them alike.
+
+Each method has totals for a call: so many warm-ups, so many samples. Turns share them out. What takes long gets fewer:
+its totals end after SECONDS, though never below LEAST samples.
+"""
 
 from __future__ import annotations
 
-import math
+import contextlib
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
-Times = dict[str, list[float]]  # seconds a call, by implementation
+Call = Callable[[], object]
+Sampler = Callable[[], list[float]]  # takes one turn; seconds a call
+Times = dict[str, list[float] | str]  # by implementation; or why there are none
+
+TURNS = 5
+WARM_UPS, CALLS = 20, 100  # by wall clock, as Hugging Face's `kernels benchmark` has them
+REPLAYS = 50
+SECONDS, LEAST = 1.0, 10
+FLUSHED = 512 * 2**20  # bytes written to empty the L2: several times the largest there is
 
 
-def wall_times(calls: dict[str, Callable], device: str, rounds: int) -> Times:
-    """By the clock, the result waited for.
+def measure(method: str, calls: dict[str, Call], device: str, large: bool, rounds: int) -> Times:
+    """Samples of every call by one method: "wall", "do_bench" or "graph".
 
-    CPU: `rounds` rounds of at least 5 ms for each. CUDA: 20 calls to warm up, then 5 rounds of 20 calls.
+    `large` calls come one after the other, each with all of the memory to itself: they are too long for the host's
+    noise to matter, and the allocator must not have to give back one's memory while another is timed. `rounds` is the
+    number of turns on a CPU.
     """
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    repeats: dict[str, int] = {}
-    times: Times = {impl: [] for impl in calls}
-    for impl, call in calls.items():
-        for _ in range(20 if device == "cuda" else 2):
-            call()
-            wait()
+    times: Times = {}
+    groups = [{name: call} for name, call in calls.items()] if large else [calls]
+    turns = rounds if device == "cpu" else 1 if large else TURNS
+    for group in groups:
+        times |= take_turns(partial(sampler, method, device=device, turns=turns), group, turns)
+        if large:
+            release(device)
+    return times
+
+
+def take_turns(
+    prepare: Callable[[Call], contextlib.AbstractContextManager[Sampler]], calls: dict[str, Call], turns: int
+) -> Times:
+    times: Times = {}
+    with contextlib.ExitStack() as stack:
+        samplers: dict[str, Sampler] = {}
+        for name, call in calls.items():
+            times[name] = []
+            with excused(times, name):
+                samplers[name] = stack.enter_context(prepare(call))
+        for _ in range(turns):
+            for name, sample in samplers.items():
+                if isinstance(times[name], list):
+                    with excused(times, name):
+                        times[name] += sample()
+    return times
+
+
+@contextlib.contextmanager
+def excused(times: Times, name: str) -> Iterator[None]:
+    """What runs out of memory, or cannot be captured, goes without times; the others go on."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, NotCaptured) as error:
+        times[name] = str(error) if isinstance(error, NotCaptured) else "out of memory"
+    if isinstance(times[name], str):  # here: until then the error holds on to what it passed through
+        torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def sampler(method: str, call: Call, device: str, turns: int) -> Iterator[Sampler]:
+    """What takes one of `turns` turns at timing a call."""
+    if method == "graph":
+        with captured(call) as replay:
+            yield partial(replays, replay, turns)
+    elif method == "do_bench":
+        yield partial(do_bench, call, turns)
+    else:
+        yield partial(wall_cuda, call, turns) if device == "cuda" else partial(wall_cpu, call)
+
+
+def share(total: int, turns: int, seconds: float) -> int:
+    """Samples in one turn of a call that takes `seconds`: `total` in all, within SECONDS, but LEAST at the least."""
+    in_all = min(total, max(LEAST, int(SECONDS / seconds)))
+    return -(-in_all // turns)
+
+
+def wall_cpu(call: Call) -> list[float]:
+    """By the clock, on a CPU: the mean of as many calls as fill 5 ms."""
+    start, calls = time.perf_counter(), 0
+    while True:
+        call()
+        calls += 1
+        elapsed = time.perf_counter() - start
+        if elapsed >= 0.005:
+            return [elapsed / calls]
+
+
+def wall_cuda(call: Call, turns: int) -> list[float]:
+    """By the clock, on CUDA, each call waited for: what Hugging Face's `kernels benchmark` measures."""
+
+    def clocked() -> float:
         start = time.perf_counter()
         call()
-        wait()
-        repeats[impl] = 20 if device == "cuda" else max(1, math.ceil(0.005 / (time.perf_counter() - start)))
-    for _ in range(5 if device == "cuda" else rounds):
-        for impl, call in calls.items():
-            start = time.perf_counter()
-            for _ in range(repeats[impl]):
-                call()
-                wait()
-            times[impl].append((time.perf_counter() - start) / repeats[impl])
-    return times
+        torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    samples = share(CALLS, turns, clocked())
+    for _ in range(max(1, samples * WARM_UPS // CALLS) - 1):
+        clocked()
+    return [clocked() for _ in range(samples)]
 
 
-def do_bench_times(calls: dict[str, Callable]) -> Times:
-    """Triton's do_bench: GPU time with the L2 cache flushed before each call; the median of three of its medians."""
-    from triton.testing import do_bench
+def do_bench(call: Call, turns: int) -> list[float]:
+    """Triton's do_bench: GPU time by events around each call, the L2 flushed before it.
 
-    return {impl: [do_bench(call, return_mode="median") * 1e-3 for _ in range(3)] for impl, call in calls.items()}
+    It measures for 100 ms in all, as by itself, except where that would be two or three calls.
+    """
+    from triton.testing import do_bench as triton_do_bench
+
+    milliseconds = 500 if turns == 1 else 100 / turns
+    return [1e-3 * ms for ms in triton_do_bench(call, milliseconds / 4, milliseconds, return_mode="all")]
 
 
-def graph_times(calls: dict[str, list[Callable]], rounds: int) -> Times:
-    """GPU time of replayed CUDA graphs: no host in it. A graph a set of inputs, replayed in turn, and more than the L2
-    cache is overwritten before each replay."""
-    flush = torch.empty(512 * 2**20, dtype=torch.uint8, device="cuda")
-    graphs: dict[str, list[torch.cuda.CUDAGraph]] = {}
-    for impl, sets in calls.items():
-        captured = []
-        try:
-            for call in sets:
-                side = torch.cuda.Stream()
-                with torch.cuda.stream(side):
-                    call()
-                side.synchronize()
-                captured.append(torch.cuda.CUDAGraph())
-                with torch.cuda.graph(captured[-1]):
-                    call()
-        except torch.cuda.OutOfMemoryError:  # the memory of a graph stays its own, and eager needs much
-            captured = []
-            torch.cuda.empty_cache()
-        if captured:
-            graphs[impl] = captured
-    times: Times = {impl: [] for impl in graphs}
-    for number in range(max(rounds, 30)):
-        for impl, replays in graphs.items():
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            flush.zero_()
-            start.record()
-            replays[number % len(replays)].replay()
-            end.record()
-            end.synchronize()
-            times[impl].append(start.elapsed_time(end) * 1e-3)
-    return times
+class NotCaptured(Exception):
+    """No CUDA graph can be made of a call; the message says why."""
+
+
+@contextlib.contextmanager
+def captured(call: Call) -> Iterator[Callable[[], None]]:
+    """A call as a CUDA graph: replaying it leaves the host with nothing to do. Its memory is its own until it ends."""
+    torch.cuda.empty_cache()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        call()
+    side.synchronize()
+    torch.cuda.empty_cache()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            call()
+    except RuntimeError as error:  # where memory runs out in there, the end of the capture fails as well
+        full = any(isinstance(e, torch.OutOfMemoryError) for e in (error, error.__context__))
+        raise NotCaptured("out of memory" if full else f"not captured: {first_line(error)}") from None
+    try:
+        yield graph.replay
+    finally:
+        graph.reset()
+
+
+def replays(replay: Call, turns: int) -> list[float]:
+    """GPU time of a replay, the L2 overwritten just before, which also keeps the GPU busy while the host catches up."""
+    flush = torch.empty(FLUSHED, dtype=torch.uint8, device="cuda")
+
+    def timed() -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        flush.zero_()
+        start.record()
+        replay()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) * 1e-3
+
+    return [timed() for _ in range(share(REPLAYS, turns, timed()))]
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def release(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def copy_rate(device: str, total: int) -> float:
@@ -89,5 +192,5 @@ def copy_rate(device: str, total: int) -> float:
         for _ in range(at_once):
             target.copy_(source)
 
-    times = wall_times({"copy": copy}, device, rounds=25)["copy"]
-    return at_once * 2 * source.nbytes / statistics.median(times)
+    samples = measure("wall", {"copy": copy}, device, large=False, rounds=25)["copy"]
+    return at_once * 2 * source.nbytes / statistics.median(samples)

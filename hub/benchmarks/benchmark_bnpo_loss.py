@@ -61,6 +61,10 @@ class BnpoLossFp32(Benchmark):
         return loss.detach()
 
 
+class BnpoLossFp16(BnpoLossFp32):
+    dtype = torch.float16
+
+
 class BnpoLossBf16(BnpoLossFp32):
     dtype = torch.bfloat16
     tolerance = 1e-2

@@ -61,6 +61,10 @@ class GrpoLossFp32(Benchmark):
         return loss.detach()
 
 
+class GrpoLossFp16(GrpoLossFp32):
+    dtype = torch.float16
+
+
 class GrpoLossBf16(GrpoLossFp32):
     dtype = torch.bfloat16
     tolerance = 1e-2
