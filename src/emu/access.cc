@@ -10,7 +10,7 @@ namespace strop::emu {
 namespace {
 
 bool writes(Op op) { return op == Op::kWrite || op == Op::kAtomicWrite || op == Op::kCopy; }
-bool is_atomic(Op op) { return op == Op::kAtomicRead || op == Op::kAtomicWrite; }
+bool is_atomic(Op op) { return op == Op::kAtomicRead || op == Op::kAtomicWrite || op == Op::kPoll; }
 bool conflict(Op a, Op b) { return (writes(a) || writes(b)) && !(is_atomic(a) && is_atomic(b)); }
 const char* name_of(Op op) {
   switch (op) {
@@ -22,6 +22,8 @@ const char* name_of(Op op) {
       return "an atomic read";
     case Op::kAtomicWrite:
       return "an atomic operation";
+    case Op::kPoll:
+      return "a poll";
     case Op::kCopy:
       return "an asynchronous write";
     default:
@@ -61,9 +63,20 @@ Region* Launch::find(std::uintptr_t a) {
 }
 
 Copy* Launch::copy_at(const Region& r, std::uintptr_t a, bool arriving) {
-  for (Copy& c : copies_) {
-    if (r.block() != nullptr && r.block() != c.by->block) continue;  // another block's static variable
-    if (a - (arriving ? c.to : c.from) < (arriving ? c.bytes : c.from_bytes)) return &c;
+  const auto in = [&](std::vector<Copy>& copies) -> Copy* {
+    for (Copy& c : copies) {
+      if (r.block() != nullptr && r.block() != c.by->block) continue;  // another block's static variable
+      if (a - (arriving ? c.to : c.from) < (arriving ? c.bytes : c.from_bytes)) return &c;
+    }
+    return nullptr;
+  };
+  if (Copy* c = in(bulk_loads_)) return c;
+  for (const auto& cluster : clusters_) {
+    for (const auto& block : cluster->blocks) {
+      for (const auto& t : block->threads) {
+        if (Copy* c = in(t->copies)) return c;
+      }
+    }
   }
   return nullptr;
 }
@@ -117,7 +130,7 @@ void Launch::access(std::uintptr_t a, std::size_t n, Op op, Pc pc, bool aligned)
 }
 
 bool Launch::check_bytes(Region& r, std::uintptr_t a, std::size_t n, Op op, Pc pc) {
-  const std::uint8_t needed = writes(op) ? kWritable : kReadable | kWritten;
+  const std::uint8_t needed = writes(op) ? kWritable : op == Op::kPoll ? kReadable : kReadable | kWritten;
   const std::uint8_t bad = writes(op) ? kArriving | kLeaving : op == Op::kReadOnly ? kArriving | kChanged : kArriving;
   for (std::size_t i = 0; i < n; ++i) {
     const std::uintptr_t at = a + i;

@@ -67,12 +67,12 @@ void Launch::copy(CopyKind kind, std::uintptr_t to, std::uintptr_t from, std::si
   }
   if (to_region != nullptr) to_region->set(to, bytes, kArriving, 0);
   if (from_region != nullptr) from_region->set(from, from_bytes, kLeaving, 0);
-  copies_.push_back(c);
+  (kind == CopyKind::kBulkLoad ? bulk_loads_ : t.copies).push_back(c);
 }
 
-void Launch::land(std::size_t i) {
-  const Copy c = std::move(copies_[i]);
-  copies_.erase(copies_.begin() + static_cast<std::ptrdiff_t>(i));
+void Launch::land(std::vector<Copy>& copies, std::size_t i) {
+  const Copy c = std::move(copies[i]);
+  copies.erase(copies.begin() + static_cast<std::ptrdiff_t>(i));
   ++progress_;
   Thread* const before = running_;
   Block* const live = statics_of_;
@@ -103,11 +103,11 @@ void Launch::land(std::size_t i) {
 
 bool Launch::land_copy() {
   std::vector<std::size_t> loads;
-  for (std::size_t i = 0; i < copies_.size(); ++i) {
-    if (copies_[i].kind == CopyKind::kBulkLoad && mbarriers_[copies_[i].barrier].asked) loads.push_back(i);
+  for (std::size_t i = 0; i < bulk_loads_.size(); ++i) {
+    if (mbarriers_[bulk_loads_[i].barrier].asked) loads.push_back(i);
   }
   if (loads.empty()) return false;
-  land(schedule_.order == Order::kRandom ? loads[random() % loads.size()] : loads.front());
+  land(bulk_loads_, schedule_.order == Order::kRandom ? loads[random() % loads.size()] : loads.front());
   return true;
 }
 
@@ -117,9 +117,9 @@ void Launch::copies_wait(CopyKind kind, std::uint64_t newest, bool sources_only)
   Thread& t = *running_;
   const std::uint64_t committed = t.groups[kind == CopyKind::kBulkStore];
   const std::uint64_t done = committed > newest ? committed - newest : 0;  // groups below this one
-  for (std::size_t i = 0; i < copies_.size();) {
-    Copy& c = copies_[i];
-    if (c.by != &t || c.kind != kind || c.group >= done) {
+  for (std::size_t i = 0; i < t.copies.size();) {
+    Copy& c = t.copies[i];
+    if (c.kind != kind || c.group >= done) {
       ++i;
     } else if (sources_only) {
       if (c.read.empty()) {  // no later: the source may be written again
@@ -132,7 +132,7 @@ void Launch::copies_wait(CopyKind kind, std::uint64_t newest, bool sources_only)
       }
       ++i;
     } else {
-      land(i);
+      land(t.copies, i);
     }
   }
 }
@@ -177,8 +177,8 @@ void Launch::mbarrier_arrive(std::uintptr_t a, std::uint32_t count, std::int64_t
 void Launch::settle(std::uintptr_t barrier, MBarrier& b) {
   ++progress_;
   if (b.pending > 0 || b.bytes != 0) return;
-  for (Copy& c : copies_) {
-    if (c.kind != CopyKind::kBulkLoad || c.barrier != barrier || c.reported) continue;
+  for (Copy& c : bulk_loads_) {
+    if (c.barrier != barrier || c.reported) continue;
     report(Kind::kBarrierMisuse,
            "phase " + std::to_string(b.phase) +
                " of an mbarrier expects too few bytes: it ends while a "

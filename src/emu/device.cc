@@ -91,6 +91,13 @@ void atomic_store(void* p, std::uint32_t value, MemoryOrder order) {
   enter()->atomic_store(reinterpret_cast<std::uintptr_t>(p), value, order, STROP_PC);
 }
 
+void send(void* p, const void* from, std::size_t bytes) {
+  enter()->send(reinterpret_cast<std::uintptr_t>(p), from, bytes, STROP_PC);
+}
+void poll(void* to, const void* p, std::size_t bytes) {
+  enter()->poll(to, reinterpret_cast<std::uintptr_t>(p), bytes, STROP_PC);
+}
+
 void warp_meet(const char* what, unsigned mask, void* payload, void (*complete)(void* const*, unsigned),
                bool orders_memory) {
   enter()->warp_meet(what, mask, payload, complete, orders_memory, STROP_PC);

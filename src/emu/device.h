@@ -33,6 +33,7 @@ enum class Op : std::uint8_t {
   kReadOnly,    // through the read-only cache: nobody may write the bytes during the launch
   kAtomicRead,  // of one location; volatile accesses as well. They race with plain accesses only
   kAtomicWrite,
+  kPoll,  // an atomic read of what may not have been written yet
   kCopy,  // a write by an asynchronous copy
 };
 
@@ -80,6 +81,10 @@ std::uint64_t atomic(void* p, std::size_t bytes, MemoryOrder order, std::uint64_
                      const void* context);
 // The same, where nothing is read: the four bytes may be uninitialised.
 void atomic_store(void* p, std::uint32_t value, MemoryOrder order);
+// Relaxed atomic accesses of `bytes`, aligned to their size, which order nothing else. A poll may find anything, also
+// what nobody has written, and lets other threads run.
+void send(void* p, const void* from, std::size_t bytes);
+void poll(void* to, const void* p, std::size_t bytes);
 
 // ---- Warps ----------------------------------------------------------------------------------------------------------
 

@@ -115,7 +115,7 @@ void Launch::run() {
     }
     if (schedule_.order == Order::kRandom) {
       std::swap(ready_.front(), ready_[random() % ready_.size()]);
-      if (!copies_.empty() && random() % 8 == 0) land_copy();
+      if (!bulk_loads_.empty() && random() % 8 == 0) land_copy();
     }
     Thread* const t = ready_.front();
     ready_.pop_front();
@@ -159,17 +159,13 @@ void Launch::end_thread(Thread& t) {
   stacks_.give_back(t.fiber.stack());
   Block& block = *t.block;
   ++block.exited;
-  for (std::size_t i = 0; i < copies_.size();) {
-    const Copy& c = copies_[i];
-    if (c.by != &t || c.kind == CopyKind::kBulkLoad) {  // that may outlive its thread, but not the block
-      ++i;
-    } else {
-      if (c.read.empty() && !c.reported) {
-        report(Kind::kCopyInFlight, thread_text(t) + " exits while an asynchronous copy that it started is on its way",
-               c.at, nullptr);
-      }
-      land(i);
+  while (!t.copies.empty()) {  // bulk loads may outlive their thread, but not the block
+    const Copy& c = t.copies.front();
+    if (c.read.empty() && !c.reported) {
+      report(Kind::kCopyInFlight, thread_text(t) + " exits while an asynchronous copy that it started is on its way",
+             c.at, nullptr);
     }
+    land(t.copies, 0);
   }
   const std::vector<Meet> meets = block.meets[t.warp()];  // those that end leave the original
   for (const Meet& m : meets) {
@@ -184,14 +180,14 @@ void Launch::end_thread(Thread& t) {
   }
   if (!block.done()) return;
   check_left_shared(block);
-  for (const Copy& c : copies_) {
+  for (const Copy& c : bulk_loads_) {
     if (c.by->block != &block || c.reported) continue;
     report(Kind::kCopyInFlight,
            "block " + std::to_string(block.id) + " exits while a bulk load of " + thread_text(*c.by) + " is on its way",
            c.at, nullptr);
     break;
   }
-  std::erase_if(copies_, [&](const Copy& c) { return c.by->block == &block; });
+  std::erase_if(bulk_loads_, [&](const Copy& c) { return c.by->block == &block; });
   std::erase_if(mbarriers_, [&](const auto& m) {
     return block.shared->has(m.first) || std::any_of(block.statics.begin(), block.statics.end(),
                                                      [&](const auto& s) { return s != nullptr && s->has(m.first); });

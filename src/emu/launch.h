@@ -22,6 +22,22 @@ namespace strop::emu {
 using Pc = std::uintptr_t;
 inline constexpr unsigned kWarpSize = 32;
 
+struct Thread;
+
+enum class CopyKind : std::uint8_t { kAsync /* cp.async */, kBulkLoad /* to shared memory */, kBulkStore };
+struct Copy {
+  CopyKind kind;
+  Thread* by;
+  Clock clock;
+  std::uintptr_t to, from;
+  std::size_t bytes, from_bytes;  // the rest is filled with zeros
+  std::uint64_t group = 0;
+  std::uintptr_t barrier = 0;  // the mbarrier that counts its bytes, by place()
+  Pc at;
+  std::vector<unsigned char> read{};  // what it brings, once somebody has waited for it to be read
+  bool reported = false;              // that somebody has not waited for it
+};
+
 struct Thread {
   Fiber fiber;
   Block* block = nullptr;
@@ -40,6 +56,7 @@ struct Thread {
   std::uint64_t cluster_arrival = 0;
   bool cluster_arrived = false;
   std::uint64_t groups[2] = {};                                  // committed ones, of cp.async and of bulk stores
+  std::vector<Copy> copies;                                      // of those two kinds, on their way
   std::unordered_map<std::uint64_t, std::uint32_t> occurrences;  // of each counted access
 
   unsigned lane() const { return index % kWarpSize; }
@@ -116,20 +133,6 @@ struct Published {
   std::uint32_t block_id = 0;
 };
 
-enum class CopyKind : std::uint8_t { kAsync /* cp.async */, kBulkLoad /* to shared memory */, kBulkStore };
-struct Copy {
-  CopyKind kind;
-  Thread* by;
-  Clock clock;
-  std::uintptr_t to, from;
-  std::size_t bytes, from_bytes;  // the rest is filled with zeros
-  std::uint64_t group = 0;
-  std::uintptr_t barrier = 0;  // the mbarrier that counts its bytes, by place()
-  Pc at;
-  std::vector<unsigned char> read{};  // what it brings, once somebody has waited for it to be read
-  bool reported = false;              // that somebody has not waited for it
-};
-
 // The emulator's side of an mbarrier in shared memory.
 struct MBarrier {
   std::uint32_t count = 0, pending = 0;
@@ -184,6 +187,8 @@ class Launch {
   std::uint64_t atomic(std::uintptr_t a, std::size_t n, MemoryOrder order,
                        std::uint64_t (*apply)(std::uint64_t, const void*), const void* context, Pc pc);
   void atomic_store(std::uintptr_t a, std::uint32_t value, MemoryOrder order, Pc pc);
+  void send(std::uintptr_t a, const void* from, std::size_t n, Pc pc);
+  void poll(void* to, std::uintptr_t a, std::size_t n, Pc pc);
   void volatile_access(std::uintptr_t a, std::size_t n, bool write, Pc pc);
   void polled(Pc pc);  // after a read of what other threads may change: lets them run
   void wait(const char* what, Pc pc, std::string how = {});
@@ -227,7 +232,7 @@ class Launch {
   void end_thread(Thread& t);
   bool unstall();    // where nobody can go on: lands a copy, starts more blocks; false: it is a deadlock
   bool land_copy();  // that somebody asks for
-  void land(std::size_t copy);
+  void land(std::vector<Copy>& copies, std::size_t i);
   void settle(std::uintptr_t barrier, MBarrier& b);
   void report_deadlock();
   std::string how_it_waits(const Thread& t);
@@ -272,8 +277,8 @@ class Launch {
   std::vector<std::unique_ptr<Region>> variables_;  // __device__ ones that this launch has touched
   Barrier grid_;
   std::unordered_map<std::uintptr_t, Published> published_;  // by place()
-  std::vector<Copy> copies_;
-  std::unordered_map<std::uintptr_t, MBarrier> mbarriers_;  // by place()
+  std::vector<Copy> bulk_loads_;                             // on their way
+  std::unordered_map<std::uintptr_t, MBarrier> mbarriers_;   // by place()
   std::uint64_t progress_ = 0, stalled_at_ = 0, spins_ = 0;
   bool over_ = false, in_kernel_ = false;
   std::vector<Found> found_;

@@ -296,6 +296,18 @@ void Launch::atomic_store(std::uintptr_t a, std::uint32_t value, MemoryOrder ord
   published_[place(a)] = {releases ? Knowledge::join({meeting()}, slots_) : t.fenced_gpu, t.fenced_block, t.block->id};
 }
 
+void Launch::send(std::uintptr_t a, const void* from, std::size_t n, Pc pc) {
+  access(a, n, Op::kAtomicWrite, pc, true);
+  std::memcpy(reinterpret_cast<void*>(a), from, n);
+  ++progress_;
+}
+
+void Launch::poll(void* to, std::uintptr_t a, std::size_t n, Pc pc) {
+  access(a, n, Op::kPoll, pc, true);
+  std::memcpy(to, reinterpret_cast<const void*>(a), n);
+  polled(pc);
+}
+
 // Like a relaxed atomic load or store. The store itself follows.
 void Launch::volatile_access(std::uintptr_t a, std::size_t n, bool write, Pc pc) {
   Thread& t = *running_;
