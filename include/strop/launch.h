@@ -22,6 +22,9 @@ struct LaunchConfig {
   cudaStream_t stream = nullptr;
   unsigned cluster = 1;      // blocks a cluster, sm_90
   bool cooperative = false;  // all blocks run at once, so that they may wait for each other
+  // sm_90, not with `cooperative`: blocks may begin while the kernel before them on the stream still runs; the kernel
+  // begins with ptx::wait_for_previous_kernel.
+  bool overlaps = false;
 };
 
 // Starts kernel(args…) and returns without waiting for it.
@@ -32,7 +35,7 @@ Status launch(const char* name, void (*kernel)(Params...), const LaunchConfig& c
   c.blockDim = dim3(config.block);
   c.dynamicSmemBytes = config.shared_bytes;
   c.stream = config.stream;
-  cudaLaunchAttribute attributes[2];
+  cudaLaunchAttribute attributes[3];
   c.attrs = attributes;
   if (config.cooperative) {
     attributes[c.numAttrs].id = cudaLaunchAttributeCooperative;
@@ -42,6 +45,12 @@ Status launch(const char* name, void (*kernel)(Params...), const LaunchConfig& c
     attributes[c.numAttrs].id = cudaLaunchAttributeClusterDimension;
     attributes[c.numAttrs++].val.clusterDim = {config.cluster, 1, 1};
   }
+#if !STROP_EMULATED
+  if (config.overlaps) {
+    attributes[c.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[c.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+  }
+#endif
   const cudaError_t error = cudaLaunchKernelEx(&c, kernel, Params(static_cast<Args&&>(args))...);
   if (error == cudaSuccess) return {};
   (void)cudaGetLastError();  // it is reported here; the next caller must not find it

@@ -18,7 +18,7 @@ namespace strop {
 // Scratch that one call needs, on the inputs' device, 16-byte aligned, contents arbitrary before and after. It must
 // stay valid and untouched by others until the call's work is done (stream order suffices on CUDA); calls that may
 // run at the same time, replayed CUDA graphs included, need one each.
-inline constexpr std::size_t kLossWorkspaceBytes = 64 * 1024;
+inline constexpr std::size_t kLossWorkspaceBytes = 96 * 1024;
 
 struct Execution {
   void* workspace = nullptr;  // kLossWorkspaceBytes bytes

@@ -65,6 +65,10 @@ Status current_device_info(const DeviceInfo** info) {
   return device_info(index, info);
 }
 
+Status clear_device_memory(void* p, std::size_t bytes, void* stream) {
+  return cuda_status("cudaMemsetAsync", cudaMemsetAsync(p, 0, bytes, static_cast<cudaStream_t>(stream)));
+}
+
 DeviceGuard::DeviceGuard(int index) {
   int current = -1;
   status_ = cuda_status("cudaGetDevice", cudaGetDevice(&current));

@@ -25,6 +25,9 @@ Status device_info(int index, const DeviceInfo** info);
 // The current device of the calling thread.
 Status current_device_info(const DeviceInfo** info);
 
+// Sets bytes to 0, on the stream.
+Status clear_device_memory(void* p, std::size_t bytes, void* stream);
+
 // Makes `index` the calling thread's device for as long as it lives.
 class DeviceGuard {
  public:

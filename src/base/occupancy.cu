@@ -13,7 +13,6 @@ struct Query {
   const void* kernel = nullptr;
   int block = 0;
   std::size_t shared_bytes = 0;
-  int cluster = 0;
   bool operator==(const Query&) const = default;
 };
 
@@ -25,47 +24,30 @@ cudaError_t ask(const DeviceInfo& device, const Query& q, int* blocks) {
   int per_multiprocessor = 0;
   e = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, q.kernel, q.block, q.shared_bytes);
   *blocks = per_multiprocessor * device.multiprocessors;
-  if (e != cudaSuccess || q.cluster == 1) return e;
-  e = cudaFuncSetAttribute(q.kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-  if (e != cudaSuccess) return e;
-  cudaLaunchConfig_t c = {};
-  c.gridDim = dim3(static_cast<unsigned>(q.cluster));
-  c.blockDim = dim3(static_cast<unsigned>(q.block));
-  c.dynamicSmemBytes = q.shared_bytes;
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {static_cast<unsigned>(q.cluster), 1, 1};
-  c.attrs = &attribute;
-  c.numAttrs = 1;
-  int clusters = 0;
-  e = cudaOccupancyMaxActiveClusters(&clusters, q.kernel, &c);
-  *blocks = clusters * q.cluster;
   return e;
 }
 
 }  // namespace
 
-Status resident_blocks(const DeviceInfo& device, const void* kernel, int block, std::size_t shared_bytes, int cluster,
-                       int* blocks) {
+Status resident_blocks(const DeviceInfo& device, const void* kernel, int block, std::size_t shared_bytes, int* blocks) {
   struct Known {
     Query query;
     int blocks = 0;
   };
   thread_local std::array<Known, 16> known;
   thread_local std::size_t next = 0;
-  const Query q{device.index, kernel, block, shared_bytes, cluster};
+  const Query q{device.index, kernel, block, shared_bytes};
   for (const Known& k : known) {
     if (k.query == q) {
       *blocks = k.blocks;
       return {};
     }
   }
-  if (const cudaError_t e = ask(device, q, blocks); e != cudaSuccess || *blocks < cluster) {
+  if (const cudaError_t e = ask(device, q, blocks); e != cudaSuccess || *blocks < 1) {
     (void)cudaGetLastError();
     return Status(StatusCode::kRuntimeError, std::string("no block of the kernel fits on ") + device.name + ": " +
                                                  cudaGetErrorString(e) + " (block " + std::to_string(block) +
-                                                 ", cluster " + std::to_string(cluster) + ", shared memory " +
-                                                 std::to_string(shared_bytes) + " bytes)");
+                                                 ", shared memory " + std::to_string(shared_bytes) + " bytes)");
   }
   known[next++ % known.size()] = {q, *blocks};
   return {};

@@ -8,9 +8,8 @@
 
 namespace strop {
 
-// Also allows the kernel all the dynamic shared memory that a block may have, and clusters of any size. `blocks` is a
-// multiple of `cluster`. Asks the driver once a thread for each combination; the last few are remembered.
-Status resident_blocks(const DeviceInfo& device, const void* kernel, int block, std::size_t shared_bytes, int cluster,
-                       int* blocks);
+// Also allows the kernel all the dynamic shared memory that a block may have. Asks the driver once a thread for each
+// combination; the last few are remembered.
+Status resident_blocks(const DeviceInfo& device, const void* kernel, int block, std::size_t shared_bytes, int* blocks);
 
 }  // namespace strop

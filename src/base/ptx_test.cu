@@ -9,10 +9,13 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "base/launch_tag.h"
+#include "base/message.cuh"
 #include "base/ptx/async_copy.cuh"
 #include "base/ptx/bulk_copy.cuh"
 #include "base/ptx/cluster.cuh"
@@ -153,6 +156,47 @@ TEST_P(Ptx, LoadOnceAndStoreStreaming) {
     if (size > 2) continue;
     for (std::size_t i = 0; i < kElements; ++i) EXPECT_EQ(widened.values()[i], in[2 * i] | in[2 * i + 1] << 8);
   }
+}
+
+// ---- message.cuh ----------------------------------------------------------------------------------------------------
+
+// Every block sends `first` + its number and adds up what it receives from all; the last one sees that everybody has,
+// by a second round, and clears the messages.
+__global__ void all_to_all(Message* messages, std::uint64_t first, std::uint64_t tag, std::uint64_t* sums) {
+  Message* const done = messages + gridDim.x;
+  if (threadIdx.x == 0) send(&messages[blockIdx.x], first + blockIdx.x, tag);
+  std::uint64_t sum = 0;
+  for (unsigned b = threadIdx.x; b < gridDim.x; b += blockDim.x) sum += receive(&messages[b], tag);
+  for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);
+  if (threadIdx.x == 0) {
+    sums[blockIdx.x] = sum;
+    send(&done[blockIdx.x], 0, tag);
+  }
+  if (blockIdx.x != gridDim.x - 1) return;
+  for (unsigned b = threadIdx.x; b < gridDim.x; b += blockDim.x) receive(&done[b], tag);
+  __syncwarp();
+  for (unsigned b = threadIdx.x; b < gridDim.x; b += blockDim.x) clear(&messages[b]), clear(&done[b]);
+}
+
+// With the same tag each time, as a replayed graph launches it, in memory that holds anything at first.
+TEST_P(Ptx, MessagesOfLaunchesWithOneTag) {
+  constexpr unsigned kBlocks = 6;
+  const auto garbage = random_values<std::uint64_t>(4 * kBlocks, 5);
+  const OnDevice<std::uint64_t> memory(garbage), sums(kBlocks, 0);
+  const std::uint64_t tag = launch_tag();
+  for (const std::uint64_t first : {std::uint64_t{7}, std::uint64_t{1} << 63, std::uint64_t{0}}) {
+    run(&all_to_all, {.grid = kBlocks, .block = 32, .cooperative = true}, reinterpret_cast<Message*>(memory.data()),
+        first, tag, sums.data());
+    EXPECT_EQ(sums.values(), std::vector<std::uint64_t>(kBlocks, kBlocks * first + 15));
+    EXPECT_EQ(memory.values(), std::vector<std::uint64_t>(4 * kBlocks, 0));
+  }
+}
+
+TEST(LaunchTag, DiffersAtEachCallAndIsNeverZero) {
+  std::set<std::uint64_t> tags;
+  for (int i = 0; i < 10000; ++i) tags.insert(launch_tag());
+  EXPECT_EQ(tags.size(), 10000u);
+  EXPECT_EQ(tags.count(0), 0u);
 }
 
 // ---- math.cuh -------------------------------------------------------------------------------------------------------

@@ -109,26 +109,29 @@ struct alignas(kElements* kBytes) Vector {
     }
   }
 
-  // The largest element that is not NaN; two at a time for the 2-byte dtypes.
-  __device__ __forceinline__ float max(DType at_run_time) const {
+  // The largest element of kN vectors that is not NaN; two at a time for the 2-byte dtypes.
+  template <int kN>
+  static __device__ __forceinline__ float max(const Vector (&v)[kN], DType at_run_time) {
     if constexpr (kBytes == 4) {
-      float m = __uint_as_float(words[0]);
+      float m = __uint_as_float(v[0].words[0]);
 #pragma unroll
-      for (int i = 1; i < kWords; ++i) m = fmaxf(m, __uint_as_float(words[i]));
+      for (int i = 1; i < kN * kWords; ++i) m = fmaxf(m, __uint_as_float(v[i / kWords].words[i % kWords]));
       return m;
     } else if (dtype(at_run_time) == DType::kBFloat16) {
-      return max_as<__nv_bfloat162>(DType::kBFloat16);
+      return max_as<__nv_bfloat162>(v, DType::kBFloat16);
     } else {
-      return max_as<__half2>(DType::kFloat16);
+      return max_as<__half2>(v, DType::kFloat16);
     }
   }
 
  private:
-  template <class Pair>
-  __device__ __forceinline__ float max_as(DType d) const {
-    Pair m = *reinterpret_cast<const Pair*>(&words[0]);
+  template <class Pair, int kN>
+  static __device__ __forceinline__ float max_as(const Vector (&v)[kN], DType d) {
+    Pair m = *reinterpret_cast<const Pair*>(&v[0].words[0]);
 #pragma unroll
-    for (int i = 1; i < kWords; ++i) m = __hmax2(m, *reinterpret_cast<const Pair*>(&words[i]));
+    for (int i = 1; i < kN * kWords; ++i) {
+      m = __hmax2(m, *reinterpret_cast<const Pair*>(&v[i / kWords].words[i % kWords]));
+    }
     const float2 f = to_float2(*reinterpret_cast<const std::uint32_t*>(&m), d);
     return fmaxf(f.x, f.y);
   }

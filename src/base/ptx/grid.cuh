@@ -1,20 +1,23 @@
-// The barrier over a whole cooperative launch. The driver owns its counters, one set a launch, so concurrent streams,
-// threads and replayed graphs cannot meet in them (lab/000-grid-barrier prices it against the alternatives).
+// What a kernel may do about the whole launch and the one before it.
 #pragma once
 
 #include <cooperative_groups.h>
 
+#include "base/ptx/emulated.cuh"
+
 namespace strop::ptx {
 
-// Global writes of every block before it are seen by every block after it. All threads of all blocks.
+// The barrier over a whole cooperative launch. The driver owns its counters, one set a launch, so concurrent streams,
+// threads and replayed graphs cannot meet in them (lab/000-grid-barrier prices it against the alternatives). Global
+// writes of every block before it are seen by every block after it. All threads of all blocks.
 __device__ __forceinline__ void grid_barrier() { cooperative_groups::this_grid().sync(); }
 
-// The same in halves, for a kernel whose last act is that one block reads what the others wrote: those arrive and
-// leave, the one arrives and waits.
-using GridArrival = cooperative_groups::grid_group::arrival_token;
-__device__ __forceinline__ GridArrival grid_arrive() { return cooperative_groups::this_grid().barrier_arrive(); }
-__device__ __forceinline__ void grid_wait(GridArrival&& arrival) {
-  cooperative_groups::this_grid().barrier_wait(static_cast<GridArrival&&>(arrival));
+// griddepcontrol.wait (sm_90): a kernel launched with LaunchConfig::overlaps begins while the one before it on the
+// stream may still run; after this, that has ended and its writes are seen. Nothing elsewhere.
+__device__ __forceinline__ void wait_for_previous_kernel() {
+#if !STROP_EMULATED && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 
 }  // namespace strop::ptx

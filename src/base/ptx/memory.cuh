@@ -88,4 +88,33 @@ __device__ __forceinline__ void store_streaming_u128(void* p, uint4 v) {  // 16-
 #endif
 }
 
+// 16 aligned bytes that threads of different blocks may write and read at once: a read finds all of one write or
+// nothing of it, and nothing else is ordered by either (ld.relaxed, st.relaxed .b128: sm_70).
+struct alignas(16) Bits128 {
+  std::uint64_t low, high;
+};
+__device__ __forceinline__ void send_b128(Bits128* p, Bits128 v) {
+#if STROP_EMULATED
+  emu::send(p, &v, sizeof v);
+#else
+  asm volatile("{\n.reg .b128 v;\nmov.b128 v, {%1, %2};\nst.relaxed.gpu.global.b128 [%0], v;\n}" ::"l"(p), "l"(v.low),
+               "l"(v.high)
+               : "memory");
+#endif
+}
+__device__ __forceinline__ Bits128 poll_b128(const Bits128* p) {  // what it finds need not have been written
+#if STROP_EMULATED
+  Bits128 v;
+  emu::poll(&v, p, sizeof v);
+  return v;
+#else
+  Bits128 v;
+  asm volatile("{\n.reg .b128 v;\nld.relaxed.gpu.global.b128 v, [%2];\nmov.b128 {%0, %1}, v;\n}"
+               : "=l"(v.low), "=l"(v.high)
+               : "l"(p)
+               : "memory");
+  return v;
+#endif
+}
+
 }  // namespace strop::ptx
