@@ -1,12 +1,14 @@
 #include "base/device.h"
+#include "base/launch_tag.h"
 #include "kernels/policy_loss/policy_loss.cuh"
 #include "kernels/policy_loss/policy_loss_dense.cuh"
+#include "kernels/policy_loss/policy_loss_row.cuh"
 
 namespace strop::policy_loss {
 namespace {
 
 using Kernel = void (*)(Args);
-constexpr int kVector = DenseTile<4>::kE;
+constexpr int kVector = kVectorElements;
 
 // What DenseTile asks for.
 bool is_dense(const Problem& p) {
@@ -35,9 +37,14 @@ bool is_aligned(const Problem& p) {
 }
 
 template <bool kFused>
-Kernel kernel_for(bool dense, int bytes) {
+Kernel kernel_for(bool dense, int bytes, const Tuning& t) {
   if (!dense) return policy_loss_kernel<kFused, StridedTile>;
-  return bytes == 4 ? policy_loss_kernel<kFused, DenseTile<4>> : policy_loss_kernel<kFused, DenseTile<2>>;
+  if (!t.one_tile)
+    return bytes == 4 ? policy_loss_kernel<kFused, DenseTile<4, 2>> : policy_loss_kernel<kFused, DenseTile<2, 2>>;
+  if (t.tokens_a_thread == kVector)
+    return bytes == 4 ? policy_loss_row_kernel<kFused, DenseTile<4, 1>>
+                      : policy_loss_row_kernel<kFused, DenseTile<2, 1>>;
+  return bytes == 4 ? policy_loss_row_kernel<kFused, DenseTile<4, 2>> : policy_loss_row_kernel<kFused, DenseTile<2, 2>>;
 }
 
 }  // namespace
@@ -49,22 +56,25 @@ Status run_cuda(const Problem& problem, void* stream) {
   const std::int64_t slack = !dense || is_aligned(problem) || problem.tokens == 0 ? 0 : kVector - 1;
   Args args;
   args.p = problem;
-  args.tuning = tune(problem.reduction, problem.batch, problem.tokens + slack, device->multiprocessors);
+  args.tuning = tune(problem.reduction, problem.batch, problem.tokens + slack, device->multiprocessors, dense);
   args.mask = mask_format(problem.mask.dtype);
   args.segment_scale = problem.reduction == Reduction::kSequenceMean && problem.batch > 0
                            ? 1.f / static_cast<float>(problem.batch)
                            : 1.f;
+  args.tag = launch_tag();
 
+  const bool fused = problem.grad != nullptr;
   LaunchConfig config;
   config.grid = static_cast<unsigned>(args.tuning.grid);
   config.block = static_cast<unsigned>(args.tuning.block);
   config.shared_bytes = sizeof(Shared);
   config.stream = static_cast<cudaStream_t>(stream);
-  config.cooperative = true;
+  config.cooperative = fused && args.tuning.splits > 1;  // blocks wait for each other's counts
+  config.overlaps = !config.cooperative && device->capability >= 90;
   const int bytes = float_bytes(problem.policy.dtype);
   return launch("policy_loss",
-                problem.grad != nullptr ? kernel_for<true>(dense, bytes) : kernel_for<false>(dense, bytes), config,
-                args);
+                fused ? kernel_for<true>(dense, bytes, args.tuning) : kernel_for<false>(dense, bytes, args.tuning),
+                config, args);
 }
 
 }  // namespace strop::policy_loss

@@ -6,11 +6,52 @@
 
 namespace strop::policy_loss {
 
+inline constexpr int kVectorElements = 4;
+
+// Vectors that an end of a row cuts, element by element: those of tokens t, t + 1, … that are among the row's `tokens`.
+// Rare, and kept out of the way: the usual path's instructions come from memory, too. All go by value, so that the
+// caller's stay in registers.
+template <class V>
+__device__ __noinline__ V load_cut(Row row, std::int64_t t, DType dtype) {
+  float f[V::kE] = {};
+#pragma unroll
+  for (int e = 0; e < V::kE; ++e) {
+    if (t + e >= 0 && t + e < row.elements) f[e] = V::load_element(row, t + e, dtype);
+  }
+  V v;
+  v.from_floats(f, dtype);
+  return v;
+}
+template <class V>
+__device__ __noinline__ void store_cut(V v, Row row, std::int64_t t, DType dtype) {
+  float f[V::kE];
+  v.to_floats(f, dtype);
+#pragma unroll
+  for (int e = 0; e < V::kE; ++e) {
+    if (t + e >= 0 && t + e < row.elements) V::store_element(row, t + e, f[e], dtype);
+  }
+}
+__device__ __noinline__ std::uint32_t load_mask_cut(const char* row, std::int64_t t, std::int64_t tokens) {
+  std::uint32_t word = 0;
+#pragma unroll
+  for (int e = 0; e < kVectorElements; ++e) {
+    if (t + e >= 0 && t + e < tokens) word |= static_cast<std::uint32_t>(row[t + e] != 0) << 8 * e;
+  }
+  return word;
+}
+// The bits of tokens that are the row's.
+__device__ __noinline__ unsigned inside_bits(std::int64_t t, std::int64_t tokens) {
+  unsigned bits = 0;
+#pragma unroll
+  for (int e = 0; e < kVectorElements; ++e) bits |= static_cast<unsigned>(t + e >= 0 && t + e < tokens) << e;
+  return bits;
+}
+
 // Dense rows of kBytes logprobs with byte masks and advantages of shape (B,), the rows' vectors starting at the same
-// tokens in every tensor (is_dense): thread `rank` of the group has vectors rank and rank + group of the tile.
-template <int kBytes>
+// tokens in every tensor (is_dense): thread `rank` of the group has vectors rank, rank + group, … of the tile.
+template <int kBytes, int kVectors>
 struct DenseTile {
-  static constexpr int kE = 4, kVectors = kTokensPerThread / kE;
+  static constexpr int kE = kVectorElements, kTokens = kVectors * kE;
   using V = Vector<kE, kBytes>;
   std::int64_t b;
   int v;    // this thread's first vector
@@ -33,11 +74,14 @@ struct DenseTile {
   __device__ __forceinline__ std::int64_t token(const Args& a, int j, int e) const {
     return static_cast<std::int64_t>(v + j * a.tuning.group) * kE - row.shift + e;
   }
-  __device__ __forceinline__ bool is_inside(const Args& a, int j, int e) const {
-    return token(a, j, e) >= 0 && token(a, j, e) < row.elements;
+  // Whether vector j can be loaded whole: also where a row ends within it and the rest is of the row beside it.
+  __device__ __forceinline__ bool is_loadable(const Args& a, const Matrix& m, int j) const {
+    if (is_full(a, j)) return true;
+    const std::int64_t begin = b * a.p.tokens + token(a, j, 0);
+    return is_cut(a, j) && m.stride_b == a.p.tokens && begin >= 0 && begin + kE <= a.p.batch * a.p.tokens;
   }
 
-  // Bytes of the mask, 4 a vector, 0 outside the row.
+  // Bytes of the mask, 4 a vector.
   struct Mask {
     std::uint32_t words[kVectors];
   };
@@ -46,22 +90,23 @@ struct DenseTile {
 #pragma unroll
     for (int j = 0; j < kVectors; ++j) {
       mask.words[j] = 0;
-      if (is_full(a, j)) {
+      if (is_loadable(a, a.p.mask, j)) {
         mask.words[j] = ptx::load_once_u32(p + token(a, j, 0));
       } else if (is_cut(a, j)) {
-#pragma unroll
-        for (int e = 0; e < kE; ++e) {
-          if (is_inside(a, j, e)) mask.words[j] |= static_cast<std::uint32_t>(p[token(a, j, e)] != 0) << 8 * e;
-        }
+        mask.words[j] = load_mask_cut(p, token(a, j, 0), row.elements);
       }
     }
   }
   // Bit k: token k of this thread is valid.
-  __device__ __forceinline__ unsigned valid(const Args&, const Mask& mask) const {
+  __device__ __forceinline__ unsigned valid(const Args& a, const Mask& mask) const {
     unsigned bits = 0;
 #pragma unroll
-    for (int k = 0; k < kTokensPerThread; ++k) {
+    for (int k = 0; k < kTokens; ++k) {
       bits |= static_cast<unsigned>((mask.words[k / kE] >> 8 * (k % kE) & 0xff) != 0) << k;
+    }
+#pragma unroll
+    for (int j = 0; j < kVectors; ++j) {
+      if (is_cut(a, j)) bits &= ~(0xfu << j * kE) | inside_bits(token(a, j, 0), row.elements) << j * kE;
     }
     return bits;
   }
@@ -113,29 +158,21 @@ struct DenseTile {
     r.data = element(m, b, 0, kBytes);
 #pragma unroll
     for (int j = 0; j < kVectors; ++j) {
-      if (is_full(a, j)) {
+      if (is_loadable(a, m, j)) {
         out[j].load(r, v + j * a.tuning.group);
       } else if (is_cut(a, j)) {
-        float f[kE] = {};
-#pragma unroll
-        for (int e = 0; e < kE; ++e) {
-          if (is_inside(a, j, e)) f[e] = V::load_element(r, token(a, j, e), m.dtype);
-        }
-        out[j].from_floats(f, m.dtype);
+        out[j] = load_cut<V>(r, token(a, j, 0), m.dtype);
       }
     }
   }
 
   __device__ __forceinline__ void store(const Args& a, const Row& r, int j, const float (&f)[kE]) const {
+    V out;
+    out.from_floats(f, a.p.policy.dtype);
     if (is_full(a, j)) {
-      V out;
-      out.from_floats(f, a.p.policy.dtype);
       out.store(r, v + j * a.tuning.group);
     } else if (is_cut(a, j)) {
-#pragma unroll
-      for (int e = 0; e < kE; ++e) {
-        if (is_inside(a, j, e)) V::store_element(r, token(a, j, e), f[e], a.p.policy.dtype);
-      }
+      store_cut(out, r, token(a, j, 0), a.p.policy.dtype);
     }
   }
 };

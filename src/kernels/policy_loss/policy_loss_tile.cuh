@@ -14,6 +14,7 @@ struct Args {
   Tuning tuning;
   MaskFormat mask;
   float segment_scale;  // 1 / B, or 1
+  std::uint64_t tag;    // of the launch's messages
 };
 
 // loss and d loss / d policy of one valid token, before the mean. NaN passes through every comparison.
@@ -40,28 +41,29 @@ __device__ __forceinline__ char* element(const Matrix& m, std::int64_t b, std::i
 
 // Any strides and dtypes: thread `rank` of the group has tokens rank, rank + group, … of the tile.
 struct StridedTile {
+  static constexpr int kTokens = 8;
   std::int64_t b, t;  // this thread's first token
   unsigned inside;    // bit k: token t + k * group exists
 
   __device__ __forceinline__ StridedTile(const Args& a, std::int64_t row, std::int64_t chunk, int rank) : b(row) {
     const int group = a.tuning.group;
-    t = chunk * group * kTokensPerThread + rank;
+    t = chunk * group * kTokens + rank;
     inside = 0;
 #pragma unroll
-    for (int k = 0; k < kTokensPerThread; ++k) inside |= static_cast<unsigned>(t + k * group < a.p.tokens) << k;
+    for (int k = 0; k < kTokens; ++k) inside |= static_cast<unsigned>(t + k * group < a.p.tokens) << k;
   }
 
   struct Mask {
     unsigned bits;  // bit k: token k of this thread is valid
   };
   __device__ __forceinline__ void load(const Args& a, Mask& mask) const {
-    mask.bits = load_strided_mask<kTokensPerThread>(element(a.p.mask, b, t, a.mask.bytes),
-                                                    a.p.mask.stride_t * a.tuning.group * a.mask.bytes, a.mask, inside);
+    mask.bits = load_strided_mask<kTokens>(element(a.p.mask, b, t, a.mask.bytes),
+                                           a.p.mask.stride_t * a.tuning.group * a.mask.bytes, a.mask, inside);
   }
   __device__ __forceinline__ unsigned valid(const Args&, const Mask& mask) const { return mask.bits; }
 
   struct Raw {
-    std::uint32_t policy[kTokensPerThread], old[kTokensPerThread], ref[kTokensPerThread], advantage[kTokensPerThread];
+    std::uint32_t policy[kTokens], old[kTokens], ref[kTokens], advantage[kTokens];
   };
 
   // Starts all loads but the mask's.
@@ -79,7 +81,7 @@ struct StridedTile {
     char* p = static_cast<char*>(a.p.grad) + (b * a.p.tokens + t) * bytes;
     float sum = 0;
 #pragma unroll
-    for (int k = 0; k < kTokensPerThread; ++k, p += group * bytes) {
+    for (int k = 0; k < kTokens; ++k, p += group * bytes) {
       float grad;
       const float loss =
           token_loss(to_float(raw.policy[k], a.p.policy.dtype), to_float(raw.old[k], a.p.old_policy.dtype),
@@ -98,7 +100,7 @@ struct StridedTile {
   }
 
  private:
-  __device__ __forceinline__ void load(const Args& a, const Matrix& m, std::uint32_t (&raw)[kTokensPerThread]) const {
+  __device__ __forceinline__ void load(const Args& a, const Matrix& m, std::uint32_t (&raw)[kTokens]) const {
     const int bytes = float_bytes(m.dtype);
     load_strided(raw, element(m, b, t, bytes), m.stride_t * a.tuning.group * bytes, bytes, inside);
   }
