@@ -1,6 +1,9 @@
-#include <cstdlib>
-#include <cstring>
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <utility>
 
+#include "base/launch_tag.h"
 #include "base/occupancy.h"
 #include "kernels/reverse_kl/reverse_kl.cuh"
 
@@ -38,13 +41,17 @@ bool same_vectors(const Logits& m, const Logits& like, const Problem& p, int ele
          (p.outer == 1 || same(m.stride_outer, like.stride_outer));
 }
 
-// STROP_CLUSTERS=0 takes the path of GPUs without clusters, so that it can be tested on those that have them.
-bool clusters_wanted() {
-  static const bool wanted = [] {
-    const char* v = std::getenv("STROP_CLUSTERS");
-    return v == nullptr || std::strcmp(v, "0") != 0;
-  }();
-  return wanted;
+// What Args::adjoin says.
+bool rows_adjoin(const Logits& m, const Problem& p, int elements) {
+  return p.vocab >= elements && m.stride_inner == p.vocab && m.data != p.grad.data;
+}
+
+// (outer, inner) as one dimension, where all tensors allow that.
+Problem flattened(Problem p) {
+  const auto flat = [&](const auto& m) { return m.data == nullptr || m.stride_outer == p.inner * m.stride_inner; };
+  if (p.outer > 1 && flat(p.student) && flat(p.teacher) && flat(p.grad) && flat(p.mask))
+    p.inner *= std::exchange(p.outer, 1);
+  return p;
 }
 
 }  // namespace
@@ -54,7 +61,6 @@ Status run_cuda(const Problem& problem, void* stream) {
   if (Status s = current_device_info(&device); !s.ok()) return s;
   const int student_bytes = float_bytes(problem.student.dtype), teacher_bytes = float_bytes(problem.teacher.dtype);
   const int elements = vector_elements(student_bytes, teacher_bytes);
-  const std::int64_t rows = problem.outer * problem.inner;
   if (problem.vocab > std::int64_t{1} << 32) {
     return Status(StatusCode::kValueError,
                   "student_logits: expected at most 2^32 logits a row on CUDA, got " + std::to_string(problem.vocab));
@@ -64,33 +70,42 @@ Status run_cuda(const Problem& problem, void* stream) {
   const Kernel kernel = fused ? kernel_for<true>(student, teacher) : kernel_for<false>(student, teacher);
 
   Args args;
-  args.p = problem;
+  args.p = flattened(problem);
   args.mask = mask_format(problem.mask.dtype);
+  args.tag = launch_tag();
   args.dense = same_vectors(problem.student, problem.student, problem, elements) &&
                same_vectors(problem.teacher, problem.student, problem, elements) &&
                (!fused || same_vectors(problem.grad, problem.student, problem, elements));
-  const Chip chip{device->capability >= 90 && clusters_wanted(), device->multiprocessors,
-                  device->shared_bytes_per_block, device->shared_bytes_per_multiprocessor};
-  args.tuning = tune(chip, problem.vocab, student_bytes, teacher_bytes, fused, sizeof(Shared));
+  const auto whole_vectors = [&](const Logits& m) {
+    return m.stride_inner % elements == 0 && (args.p.outer == 1 || m.stride_outer % elements == 0);
+  };
+  args.uniform = args.dense && (args.p.inner * args.p.outer <= 1 || whole_vectors(args.p.student));
+  args.adjoin =
+      args.dense && rows_adjoin(args.p.student, args.p, elements) && rows_adjoin(args.p.teacher, args.p, elements);
+  args.tuning = tune({device->multiprocessors, device->shared_bytes_per_block}, problem.vocab, student_bytes,
+                     teacher_bytes, fused, sizeof(Shared));
   const Tuning& t = args.tuning;
 
+  const int block = t.threads + 64;
   int resident;
-  const int cluster = t.clusters ? t.parts : 1;
-  if (Status s =
-          resident_blocks(*device, reinterpret_cast<const void*>(kernel), t.block, t.shared_bytes, cluster, &resident);
+  if (Status s = resident_blocks(*device, reinterpret_cast<const void*>(kernel), block, t.shared_bytes, &resident);
       !s.ok()) {
     return s;
   }
-  if (t.parts > 1 && !t.clusters) resident = std::min(resident, kMaxBlocks);
-  const std::int64_t groups = std::min<std::int64_t>({resident / t.parts, kMaxGroups, std::max<std::int64_t>(rows, 1)});
+  if (t.parts > 1) resident = std::min(resident, kMaxBlocks);
+  const std::int64_t rows = std::max<std::int64_t>(problem.outer * problem.inner, 1);
+  const std::int64_t groups = std::min<std::int64_t>({resident / t.parts, kMaxGroups, rows});
+
+  args.groups = static_cast<int>(groups);
+  args.step_i = problem.inner > 0 ? groups / args.p.inner : 0;
+  args.step_j = problem.inner > 0 ? groups % args.p.inner : 0;
 
   LaunchConfig config;
   config.grid = static_cast<unsigned>(groups * t.parts);
-  config.block = static_cast<unsigned>(t.block);
+  config.block = static_cast<unsigned>(block);
   config.shared_bytes = t.shared_bytes;
   config.stream = static_cast<cudaStream_t>(stream);
-  config.cluster = static_cast<unsigned>(cluster);
-  config.cooperative = true;
+  config.cooperative = t.parts > 1;  // the parts of a row wait for each other
   return launch("reverse_kl", kernel, config, args);
 }
 

@@ -10,7 +10,6 @@
 
 #include <cmath>
 
-#include "base/ptx/cluster.cuh"
 #include "base/ptx/math.cuh"
 #include "base/reduce.cuh"
 
@@ -53,46 +52,60 @@ __device__ __forceinline__ void raise(State& s, float xmax, float ymax) {
   if (ymax > s.ymax) raise_y(s, ymax);
 }
 
-// Adds kN logits of each, none above the maxima.
-template <int kN>
-__device__ __forceinline__ void add(State& s, const float (&x)[kN], const float (&y)[kN], float shift_x,
-                                    float shift_y) {
-#pragma unroll
-  for (int i = 0; i < kN; ++i) {
-    const float x2 = fmaf(x[i], kLog2E, -shift_x), y2 = fmaf(y[i], kLog2E, -shift_y);
-    const float e = ptx::exp2_approx(x2);
-    s.sx += e;
-    s.sy += ptx::exp2_approx(y2);
-    if (e > 0.f) s.t = fmaf(e, x2 - y2, s.t);  // not 0 * inf where x is -inf; NaN goes through sx
+// A State that is being added to, and what its logits are shifted by.
+struct Running : State {
+  float shift_x = 0, shift_y = 0;
+
+  // Makes room for logits up to these, which may be NaN.
+  __device__ __forceinline__ void make_room(float x, float y) {
+    if (x > xmax || y > ymax) {
+      raise(*this, x, y);
+      shift_x = shift_of(xmax), shift_y = shift_of(ymax);
+    }
   }
+
+  // Adds kN logits of each, none above the maxima. Whether one of them was infinite, or NaN.
+  template <int kN>
+  __device__ __forceinline__ bool add(const float (&x)[kN], const float (&y)[kN]) {
+    const float before = t;
+#pragma unroll
+    for (int i = 0; i < kN; ++i) {
+      const float x2 = fmaf(x[i], kLog2E, -shift_x), y2 = fmaf(y[i], kLog2E, -shift_y);
+      const float e = ptx::exp2_approx(x2);
+      sx += e;
+      sy += ptx::exp2_approx(y2);
+      t = fmaf(e, x2 - y2, t);
+    }
+    if (fabsf(t) < INFINITY) return false;
+    t = before;  // once more, without 0 * inf; a NaN of x goes through sx
+#pragma unroll
+    for (int i = 0; i < kN; ++i) {
+      const float x2 = fmaf(x[i], kLog2E, -shift_x), y2 = fmaf(y[i], kLog2E, -shift_y);
+      const float e = ptx::exp2_approx(x2);
+      if (e > 0.f) t = fmaf(e, x2 - y2, t);
+    }
+    return true;
+  }
+};
+
+// What this and another State say together.
+__device__ __forceinline__ void merge(State& s, State other) {
+  const float xmax = fmaxf(s.xmax, other.xmax), ymax = fmaxf(s.ymax, other.ymax);
+  raise(s, xmax, ymax), raise(other, xmax, ymax);
+  s.sx += other.sx, s.t += other.t, s.sy += other.sy;
 }
 
-// `s` to where `slot`, in this block's shared memory, lies in block `rank` of the cluster.
-__device__ __forceinline__ void store_cluster(State* slot, int rank, const State& s) {
-  ptx::store_cluster_f32(&slot->xmax, rank, s.xmax);
-  ptx::store_cluster_f32(&slot->sx, rank, s.sx);
-  ptx::store_cluster_f32(&slot->t, rank, s.t);
-  ptx::store_cluster_f32(&slot->ymax, rank, s.ymax);
-  ptx::store_cluster_f32(&slot->sy, rank, s.sy);
-}
-
-// What another block of the launch left, past this multiprocessor's L1.
-__device__ __forceinline__ State load_l2(const State* s) {
-  return {__ldcg(&s->xmax), __ldcg(&s->sx), __ldcg(&s->t), __ldcg(&s->ymax), __ldcg(&s->sy)};
-}
-
-// One State from those of kWidth neighbouring lanes (a power of two, lanes aligned to it), the same bits in each.
-template <int kWidth = 32>
+// One State from those of a warp's lanes, the same bits in each.
 __device__ __forceinline__ State warp_merge(State s) {
   float xmax = s.xmax, ymax = s.ymax;
 #pragma unroll
-  for (int d = kWidth / 2; d > 0; d /= 2) {
+  for (int d = 16; d > 0; d /= 2) {
     xmax = fmaxf(xmax, __shfl_xor_sync(kFullWarp, xmax, d));
     ymax = fmaxf(ymax, __shfl_xor_sync(kFullWarp, ymax, d));
   }
   raise(s, xmax, ymax);
 #pragma unroll
-  for (int d = kWidth / 2; d > 0; d /= 2) {
+  for (int d = 16; d > 0; d /= 2) {
     s.sx += __shfl_xor_sync(kFullWarp, s.sx, d);
     s.t += __shfl_xor_sync(kFullWarp, s.t, d);
     s.sy += __shfl_xor_sync(kFullWarp, s.sy, d);
@@ -104,14 +117,18 @@ __device__ __forceinline__ State warp_merge(State s) {
 struct Gradient {
   float shift_x, shift_y, scale, scaled_mean;
 
+  Gradient() = default;
   __device__ __forceinline__ Gradient(const State& s, float weight)
       : shift_x(shift_of(s.xmax)), shift_y(shift_of(s.ymax)), scale(weight * kLn2 / s.sx) {
     scaled_mean = scale * (s.t / s.sx) + 0.f * s.sy;  // a NaN of the teacher is in sy alone where the student is -inf
   }
 
-  __device__ __forceinline__ float operator()(float x, float y) const {
+  // kGuarded: also where a logit of the row is infinite.
+  template <bool kGuarded>
+  __device__ __forceinline__ float of(float x, float y) const {
     const float x2 = fmaf(x, kLog2E, -shift_x), y2 = fmaf(y, kLog2E, -shift_y), p = ptx::exp2_approx(x2);
-    return p == 0.f ? 0.f : p * fmaf(scale, x2 - y2, -scaled_mean);
+    const float g = p * fmaf(scale, x2 - y2, -scaled_mean);
+    return kGuarded && p == 0.f ? 0.f : g;
   }
 };
 

@@ -1,0 +1,122 @@
+// What most warps do: read rows through the ring into their States, and write gradients.
+#pragma once
+
+#include "kernels/reverse_kl/reverse_kl_exchange.cuh"
+#include "kernels/reverse_kl/reverse_kl_ring.cuh"
+
+namespace strop::reverse_kl {
+
+// The other warps, each for itself: rows through the ring, gradients.
+template <class X, class Y, bool kFused>
+__device__ __forceinline__ void stream_rows(const Args& a, Shared& shared, Ring<X, Y>& ring, int rank, int group) {
+  constexpr int kE = X::kE;
+  const DType x_dtype = a.p.student.dtype, y_dtype = a.p.teacher.dtype;
+  const int warp = threadIdx.x / 32, steps = a.tuning.steps;
+  const bool held = !kFused || a.tuning.held;
+  Rows rows(a, group);
+  int slot = 0, held_slot = 0;  // of the next vector to take; of the next one whose gradient is written
+  Row x_row = row_at<X>(a, a.p.student, {}), grad_row = row_at<X>(a, a.p.grad, {});
+  Part x_part(a, x_row, rank, kE), grad_part(a, grad_row, rank, kE);
+  const auto store = [&](int v, const float(&g)[kE]) {
+    X out;
+    out.from_floats(g, x_dtype);
+    if (grad_part.is_whole(v)) {
+      out.store(grad_row, v);
+    } else {
+      store_elements(out, grad_row, v, x_dtype);
+    }
+  };
+  const auto write_gradient = [&](const RowIndex& row, std::int64_t i, bool guarded) {
+    ptx::mbarrier_wait(&shared.row_there[i % kRows], i / kRows & 1);  // read after write: the row's gradient
+    if constexpr (kFused) {
+      const Gradient gradient = shared.rows[i % kRows];
+      move_to<X>(grad_row, a, a.p.grad, row);
+      if (!a.uniform) grad_part = Part(a, grad_row, rank, kE);
+      int v = grad_part.begin + threadIdx.x;
+#pragma unroll 1
+      for (int step = 0; step < steps; ++step) {
+        int& from = held ? held_slot : slot;
+        if (!held) ring.wait();
+#pragma unroll
+        for (int u = 0; u < kVectors; ++u, v += a.tuning.threads) {
+          if (v >= grad_part.end) continue;
+          float x[kE], y[kE], g[kE];
+          ring.x(from, u).to_floats(x, x_dtype), ring.y(from, u).to_floats(y, y_dtype);
+          if (!guarded) {
+#pragma unroll
+            for (int e = 0; e < kE; ++e) g[e] = gradient.template of<false>(x[e], y[e]);
+          } else {
+#pragma unroll
+            for (int e = 0; e < kE; ++e) g[e] = gradient.template of<true>(x[e], y[e]);
+          }
+          store(v, g);
+        }
+        from = ring.after(from);
+        ring.release();
+      }
+    }
+  };
+  const auto write_zeros = [&](const RowIndex& row) {
+    if constexpr (kFused) {
+      move_to<X>(grad_row, a, a.p.grad, row);
+      if (!a.uniform) grad_part = Part(a, grad_row, rank, kE);
+#pragma unroll 1
+      for (int v = grad_part.begin + threadIdx.x; v < grad_part.end; v += a.tuning.threads) store(v, {});
+    }
+  };
+
+  // How many rows later a row's State is waited for. Without a gradient only its place must be free again.
+  const int lag = !held ? 0 : kFused ? 1 : kRows - 1;
+  RowIndex row, previous = {};
+  bool infinite = false, previous_infinite = false;  // a logit of this thread's part of the row
+  for (std::int64_t i = 0;; ++i, previous = row, previous_infinite = infinite) {
+    const bool more = rows.next(a, row, write_zeros);
+    if (more) {
+      Running s;
+      infinite = false;
+      move_to<X>(x_row, a, a.p.student, row);
+      if (!a.uniform) x_part = Part(a, x_row, rank, kE);
+      int v = x_part.begin + threadIdx.x;
+#pragma unroll 1
+      for (int step = 0; step < steps; ++step) {
+        X x[kVectors];
+        Y y[kVectors];
+        ring.wait();
+#pragma unroll
+        for (int u = 0; u < kVectors; ++u, v += a.tuning.threads) {
+          if (x_part.is_whole(v)) {
+            x[u] = ring.x(slot, u), y[u] = ring.y(slot, u);
+          } else {
+            x[u].fill_negative_infinity(x_dtype), y[u].fill_negative_infinity(y_dtype);
+            if (v < x_part.end) {
+              x[u] = keep_inside(ring.x(slot, u), x_row, v, x_dtype);
+              y[u] = keep_inside(ring.y(slot, u), x_row, v, y_dtype);
+            }
+          }
+        }
+        slot = ring.after(slot);
+        s.make_room(X::max(x, x_dtype), Y::max(y, y_dtype));
+        float xf[kVectors][kE], yf[kVectors][kE];
+#pragma unroll
+        for (int u = 0; u < kVectors; ++u) {
+          x[u].to_floats(xf[u], x_dtype), y[u].to_floats(yf[u], y_dtype);
+          infinite |= s.add(xf[u], yf[u]);
+        }
+        if (!kFused || !held) ring.release();
+      }
+      const State of_warp = warp_merge(s);
+      // Write after read: the exchanging warp has read what was in this place, as its row's State has been waited for;
+      // and it may write that again once all lanes here have read it.
+      __syncwarp();
+      if (threadIdx.x % 32 == 0) {
+        shared.warps[i % kRows][warp] = of_warp;
+        ptx::mbarrier_arrive(&shared.warps_there[i % kRows]);
+      }
+    }
+    if (lag == 0 && more) write_gradient(row, i, infinite);
+    if (lag > 0 && i >= lag) write_gradient(previous, i - lag, previous_infinite);
+    if (!more) break;
+  }
+}
+
+}  // namespace strop::reverse_kl
