@@ -47,12 +47,49 @@ def _call(fast: Callable[..., Any], op: Callable[..., Any], first: Tensor, *args
     return _dispatch(op, first.detach() if first.requires_grad else first, *args)
 
 
+# The cheapest differentiable call that eager mode has (lab/005-autograd): one argument beside the tensors, the gradient
+# as an attribute rather than a saved tensor, and none of torch.autograd.Function.apply's and once_differentiable's
+# Python on the usual path.
 class _FusedLoss(torch.autograd.Function):
-    """A loss whose gradient is computed with it. `fused(first, *args)` returns both."""
+    """A loss whose gradient, a tensor that nobody else has, is computed with it: `call` gives both."""
 
     @staticmethod
-    def forward(ctx: Any, fused: Callable[..., tuple[Tensor, Tensor]], first: Tensor, *args: Any) -> Tensor:  # type: ignore[override]
-        loss, grad = fused(first, *args)
+    def forward(ctx: Any, first: Tensor, call: Callable[..., tuple[Tensor, Tensor]], args: tuple[Any, ...]) -> Tensor:  # type: ignore[override]
+        loss, ctx.grad = call(first, *args)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, None, None]:  # type: ignore[override]
+        if torch.is_grad_enabled():  # create_graph=True
+            return _once_scaled(ctx, grad_output), None, None
+        return _scaled(ctx, grad_output), None, None
+
+
+def _scaled(ctx: Any, grad_output: Tensor) -> Tensor:
+    grad = ctx.grad
+    if grad is None:
+        raise RuntimeError(
+            "Trying to backward through the graph a second time: a loss gives its gradient away at the first. "
+            "Specify retain_graph=True if you need to backward through it again."
+        )
+    # The graph is freed after this unless the caller keeps it: then the gradient's memory may be scaled in place,
+    # which for logits saves gigabytes.
+    if torch._C._autograd._get_current_graph_task_keep_graph():
+        return grad * grad_output
+    ctx.grad = None
+    return grad.mul_(grad_output)
+
+
+_once_scaled = once_differentiable(_scaled)
+_attach = super(torch.autograd.Function, _FusedLoss).apply
+
+
+class _FusedLossInPlace(torch.autograd.Function):
+    """The same where the gradient is the first tensor's memory: saved, so that autograd sees what others do to it."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Callable[..., tuple[Tensor, Tensor]], first: Tensor, *args: Any) -> Tensor:  # type: ignore[override]
+        loss, grad = call(first, *args)
         ctx.save_for_backward(grad)
         ctx.n_rest = len(args)
         return loss
@@ -61,8 +98,6 @@ class _FusedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         (grad,) = ctx.saved_tensors
-        # The graph is freed after this unless the caller keeps it: then the gradient's memory may be scaled in place,
-        # which for logits saves gigabytes.
         kept = torch._C._autograd._get_current_graph_task_keep_graph()
         grad = grad * grad_output if kept else grad.mul_(grad_output)
         return (None, grad, *([None] * ctx.n_rest))
@@ -81,7 +116,9 @@ def _differentiable(
         return fwd(first, *args)
     if type(first) is not Tensor and type(first) is not torch.nn.Parameter:
         return _dispatch(op, first, *args)[0]
-    return _FusedLoss.apply(fused, first, *args)
+    if torch._C._are_functorch_transforms_active():
+        return _FusedLoss.apply(first, fused, args)  # says what it cannot do
+    return _attach(first, fused, args)
 
 
 def grpo_loss_fwd(
@@ -289,4 +326,4 @@ def reverse_kl_autograd(
         return _reverse_kl_in_place(student_logits, teacher_logits, completions_mask)[0]
     if student_logits.is_leaf:
         _reverse_kl_in_place(student_logits, teacher_logits, completions_mask)  # raises
-    return _FusedLoss.apply(_reverse_kl_in_place, student_logits, teacher_logits, completions_mask)
+    return _FusedLossInPlace.apply(_reverse_kl_in_place, student_logits, teacher_logits, completions_mask)
