@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from support.cases import any_case, clone, generator
@@ -86,3 +90,35 @@ def test_float64_is_a_clear_error(fn: Function, device: str) -> None:
         with pytest.raises(TypeError, match=names[name]) as error:
             fn.raw(case.replace(**{name: getattr(case, name).double()}))
         assert "float64" in str(error.value) and "float32" in str(error.value)
+
+
+@pytest.mark.parametrize("fn", FORWARD + FUSED, ids=str)
+def test_outputs_are_the_allocators_own(fn: Function, device: str) -> None:
+    """Not another library's memory in a tensor: `record_stream` and `resize_` hold for them."""
+    result = fn(any_case(fn.family, generator("own"), small=True, device=device))
+    for output in (result.loss, result.grad):
+        assert output is None or output.untyped_storage().resizable()
+
+
+def test_outputs_by_dlpack_are_the_same(device: str) -> None:
+    """The way that is left where PyTorch does not offer the quick one."""
+    script = """
+import sys, torch, strop
+torch.manual_seed(0)
+x = [torch.randn(3, 5, dtype=torch.bfloat16, device=sys.argv[1]) for _ in range(3)]
+mask = torch.ones(3, 5, dtype=torch.bool, device=sys.argv[1])
+loss, grad = strop.bnpo_loss(*x, x[0][:, 0], mask)
+kl = strop.reverse_kl_fwd(x[0][None], x[1][None], mask[None][:, :, 0])
+empty = strop.grpo_loss(*(t[:0] for t in x), x[0][:0, 0], mask[:0])[1]
+print(grad.untyped_storage().resizable(), loss.item(), grad.tolist(), grad.dtype, kl.item(), empty.shape)
+"""
+    seen = []
+    for value in ("0", "1"):
+        environment = {**os.environ, "STROP_DLPACK_OUTPUTS": value}
+        done = subprocess.run(
+            [sys.executable, "-c", script, device], env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        seen.append(done.stdout.split(maxsplit=1))
+    assert [own for own, _ in seen] == ["True", "False"]
+    assert seen[0][1] == seen[1][1]

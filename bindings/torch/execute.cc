@@ -44,9 +44,38 @@ bool clear_wanted() {
 
 void use_torch_threads() { set_parallel_for(&torch_parallel, &torch_threads); }
 
-Workspace::~Workspace() {
-  if (tensor_ != nullptr) aoti_torch_delete_tensor_object(static_cast<AtenTensorHandle>(tensor_));
+Status empty_tensor(const TensorView& like, DType dtype, int rank, TensorView& view, void** tensor) {
+  view = like;
+  view.dtype = dtype;
+  view.rank = rank;
+  std::int64_t elements = 1;
+  for (int i = rank - 1; i >= 0; --i) {
+    view.strides[i] = elements;
+    elements *= view.shape[i];
+  }
+  const std::int32_t type = dtype == DType::kFloat16    ? aoti_torch_dtype_float16()
+                            : dtype == DType::kBFloat16 ? aoti_torch_dtype_bfloat16()
+                                                        : aoti_torch_dtype_float32();
+  const bool cuda = like.device == DeviceType::kCuda;
+  AtenTensorHandle made = nullptr;
+  if (aoti_torch_empty_strided(rank, view.shape, view.strides, type,
+                               cuda ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu(),
+                               cuda ? like.device_index : 0, &made) != AOTI_TORCH_SUCCESS) {
+    return Status(StatusCode::kRuntimeError, "PyTorch could not allocate an output of " + std::to_string(elements) +
+                                                 " elements of " + dtype_name(dtype));
+  }
+  static char nothing;
+  view.data = &nothing;  // null means "not given"
+  if (elements > 0) aoti_torch_get_data_ptr(made, &view.data);
+  *tensor = made;
+  return {};
 }
+
+void delete_tensor(void* tensor) {
+  if (tensor != nullptr) aoti_torch_delete_tensor_object(static_cast<AtenTensorHandle>(tensor));
+}
+
+Workspace::~Workspace() { delete_tensor(tensor_); }
 
 Status Workspace::allocate(const TensorView& like, void** data) {
   if (like.device == DeviceType::kCpu) {

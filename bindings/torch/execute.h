@@ -27,6 +27,11 @@ class Workspace {
   void* tensor_ = nullptr;  // AtenTensorHandle
 };
 
+// A new row-major tensor of like's first `rank` sizes on its device, from PyTorch's allocator; `view` is its contents
+// and *tensor an AtenTensorHandle, the caller's to delete.
+Status empty_tensor(const TensorView& like, DType dtype, int rank, TensorView& view, void** tensor);
+void delete_tensor(void* tensor);
+
 // What the core says of the gradient, said of student_logits: the argument that the caller knows where they are one.
 Status in_place_status(Status status);
 

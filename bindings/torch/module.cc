@@ -8,7 +8,10 @@
 
 #undef TORCH_TARGET_VERSION  // its header refuses stable builds for its C++ includes' sake; this one is plain C
 #include <ATen/dlpack.h>
+#include <dlfcn.h>
 
+#include <cstdlib>
+#include <cstring>
 #include <string>
 #include <utility>
 
@@ -121,37 +124,73 @@ void set_error(void*, const char* kind, const char* message) {
   PyErr_Format(PyExc_RuntimeError, "%s: %s", kind, message);
 }
 
-// A new row-major tensor; `view` is its contents.
-PyObject* make_tensor(const TensorView& like, DLDataType dtype, int rank, TensorView& view) {
-  std::int64_t shape[kMaxRank];
-  for (int i = 0; i < rank; ++i) shape[i] = like.shape[i];
+DLDataType dl_dtype(DType dtype) {
+  if (dtype == DType::kBFloat16) return {kDLBfloat, 16, 1};
+  return {kDLFloat, static_cast<std::uint8_t>(dtype == DType::kFloat16 ? 16 : 32), 1};
+}
+
+// THPVariable_Wrap of libtorch_python: the Python object of an at::Tensor, which is what a tensor handle points to. It
+// is not part of any stable interface; where it is missing, or does something else, tensors go through DLPack, at the
+// price of some time and of memory that PyTorch's allocator does not know by stream (Tensor.record_stream).
+using Wrap = PyObject* (*)(const void* tensor);
+Wrap wrap = nullptr;
+
+PyObject* make_tensor_by_dlpack(DLDataType dtype, TensorView& view) {
   DLTensor prototype = {};
-  prototype.device = {like.device == DeviceType::kCuda ? kDLCUDA : kDLCPU, like.device_index};
+  prototype.device = {view.device == DeviceType::kCuda ? kDLCUDA : kDLCPU, view.device_index};
   prototype.dtype = dtype;
-  prototype.ndim = rank;
-  prototype.shape = shape;
+  prototype.ndim = view.rank;
+  prototype.shape = view.shape;
   DLManagedTensorVersioned* made = nullptr;
   if (exchange->managed_tensor_allocator(&prototype, &made, nullptr, &set_error) != 0) return nullptr;
   const DLTensor& t = made->dl_tensor;
-  view = like;
   view.data = static_cast<char*>(t.data) + t.byte_offset;
-  view.dtype = dtype_of(dtype);
-  view.rank = rank;
-  std::int64_t stride = 1;
-  for (int i = rank - 1; i >= 0; --i) {
-    view.strides[i] = stride;
-    stride *= view.shape[i];
+  std::int64_t elements = 1;
+  for (int i = view.rank - 1; i >= 0; --i) {
+    view.strides[i] = elements;
+    elements *= view.shape[i];
   }
   static char nothing;
-  if (stride == 0) view.data = &nothing;
+  if (elements == 0) view.data = &nothing;
   void* object = nullptr;
   if (exchange->managed_tensor_to_py_object_no_sync(made, &object) != 0) return nullptr;
   return static_cast<PyObject*>(object);
 }
 
-DLDataType dl_dtype(DType dtype) {
-  if (dtype == DType::kBFloat16) return {kDLBfloat, 16, 1};
-  return {kDLFloat, static_cast<std::uint8_t>(dtype == DType::kFloat16 ? 16 : 32), 1};
+// A new row-major tensor of like's first `rank` sizes; `view` is its contents.
+PyObject* make_tensor(const TensorView& like, DType dtype, int rank, TensorView& view) {
+  if (wrap == nullptr) {
+    view = like;
+    view.dtype = dtype;
+    view.rank = rank;
+    return make_tensor_by_dlpack(dl_dtype(dtype), view);
+  }
+  void* tensor = nullptr;
+  if (const Status s = empty_tensor(like, dtype, rank, view, &tensor); !s.ok()) return raise(s);
+  PyObject* object = wrap(tensor);
+  delete_tensor(tensor);
+  return object;
+}
+
+// Looks for THPVariable_Wrap and tries it; not with STROP_DLPACK_OUTPUTS=1, so that the other way can be tested.
+void find_wrap() {
+  const char* unwanted = std::getenv("STROP_DLPACK_OUTPUTS");
+  if (unwanted != nullptr && std::strcmp(unwanted, "1") == 0) return;
+  void* library = dlopen("libtorch_python.so", RTLD_LAZY | RTLD_NOLOAD);
+  if (library == nullptr) return;
+  wrap = reinterpret_cast<Wrap>(dlsym(library, "_Z16THPVariable_WrapRKN2at10TensorBaseE"));
+  dlclose(library);
+  if (wrap == nullptr) return;
+  TensorView like, made, seen;
+  like.device = DeviceType::kCpu;
+  like.rank = 2;
+  like.shape[0] = 3, like.shape[1] = 5;
+  PyObject* object = make_tensor(like, DType::kFloat16, 2, made);
+  const bool works = object != nullptr && read_tensor(object, "probe", seen) == Read::kOk && seen.data == made.data &&
+                     seen.dtype == DType::kFloat16 && seen.rank == 2 && seen.shape[0] == 3 && seen.shape[1] == 5;
+  PyErr_Clear();
+  Py_XDECREF(object);
+  if (!works) wrap = nullptr;
 }
 
 bool read_double(PyObject* object, const char* name, double& value) {
@@ -191,14 +230,14 @@ PyObject* run(const TensorView& like, bool fused, PyObject* in_place, Core&& cor
   // An input that the core will refuse gets no outputs, only its error.
   const bool outputs = like.device != DeviceType::kOther && is_loss_dtype(like.dtype);
   if (outputs) {
-    loss_object = make_tensor(like, {kDLFloat, 32, 1}, 0, loss);
+    loss_object = make_tensor(like, DType::kFloat32, 0, loss);
     if (loss_object == nullptr) return nullptr;
     if (fused && in_place != nullptr) {
       Py_INCREF(in_place);
       grad_object = in_place;
       grad = like;
     } else if (fused) {
-      grad_object = make_tensor(like, dl_dtype(like.dtype), like.rank, grad);
+      grad_object = make_tensor(like, like.dtype, like.rank, grad);
       if (grad_object == nullptr) {
         Py_DECREF(loss_object);
         return nullptr;
@@ -357,6 +396,7 @@ extern "C" __attribute__((visibility("default"))) PyObject* STROP_JOIN(PyInit_, 
                  DLPACK_MAJOR_VERSION, exchange->header.version.major, exchange->header.version.minor);
     return nullptr;
   }
+  find_wrap();
   use_torch_threads();
   PyObject* module = PyModule_Create(&definition);
   if (module != nullptr) PyModule_AddStringConstant(module, "VERSION", STROP_VERSION);
