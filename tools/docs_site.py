@@ -172,6 +172,7 @@ NAMES = {
     "compile_traced": "compile, traced",
     "compile_written": "compile, written out",
     "liger": "Liger",
+    "fused_backward": "fused, backward(grad)",
 }
 
 
@@ -251,8 +252,8 @@ def record_page(path: Path) -> str:
     ]
     for kernel, lines in by_kernel(record).items():
         parts += [f"## {kernel}\n", kernel_table(lines)]
-        plot = RECORDS / f"{path.stem}-{kernel}.png"
-        if plot.exists():
+        plots = [RECORDS / f"{path.stem}-{kernel}.png", *sorted(RECORDS.glob(f"{path.stem}-{kernel}-*.png"))]
+        for plot in filter(Path.exists, plots):
             parts.append(f"![{kernel} on {machine(record)}: speed-up by shape](../benchmarks/records/{plot.name})\n")
         reasons = {(impl, why) for line in lines for impl, why in line["why"].items() if why}
         parts += [f"Without {NAMES.get(impl, impl)}: {why}\n" for impl, why in sorted(reasons)]

@@ -9,23 +9,17 @@
 namespace strop::reverse_kl {
 
 // Waits until at most `newer` of this thread's copies are on their way. The instruction wants a constant.
+template <int kLow = 0, int kHigh = kMaxSlots - 1>
 __device__ __forceinline__ void wait_for_copies(int newer) {
-  static_assert(kMaxSlots <= 8);
-  switch (newer) {
-#define STROP_WAIT(n)          \
-  case n:                      \
-    ptx::copy_async_wait<n>(); \
-    break;
-    STROP_WAIT(0)
-    STROP_WAIT(1)
-    STROP_WAIT(2)
-    STROP_WAIT(3)
-    STROP_WAIT(4)
-    STROP_WAIT(5)
-    STROP_WAIT(6)
-    STROP_WAIT(7)
-#undef STROP_WAIT
-        default : break;
+  if constexpr (kLow == kHigh) {
+    ptx::copy_async_wait<kLow>();
+  } else {
+    constexpr int kMiddle = (kLow + kHigh) / 2;
+    if (newer <= kMiddle) {
+      wait_for_copies<kLow, kMiddle>(newer);
+    } else {
+      wait_for_copies<kMiddle + 1, kHigh>(newer);
+    }
   }
 }
 

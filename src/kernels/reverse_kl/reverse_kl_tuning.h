@@ -1,6 +1,6 @@
 // How reverse KL is cut over the chip: a pure function of the GPU, the dtypes and the vocabulary. Not of the number of
 // rows: a row's sums are the same bits whatever shares the batch with it. (They may differ between rows that start at
-// differently aligned addresses, since threads take aligned vectors.) Nor of whether the gradient is wanted.
+// differently aligned addresses, since threads take aligned vectors.)
 #pragma once
 
 #include <algorithm>
@@ -15,6 +15,7 @@ inline constexpr int kFewestSlots = 2, kMaxSlots = 8;  // of a thread's ring, ea
 inline constexpr int kMaxParts = 64;                   // blocks a row
 inline constexpr int kMaxBlocks = 160;                 // that share rows
 inline constexpr int kMaxGroups = 1024;
+inline constexpr int kLargeRow = 1 << 14;  // vectors
 
 struct Tuning {
   int parts = 1;         // blocks that share a row
@@ -72,6 +73,13 @@ inline Tuning tune(const Chip& chip, std::int64_t vocab, int student_bytes, int 
   };
   Tuning best = cut(1);
   if (best.held) return best;
+  if (!fused && vectors > kLargeRow) {
+    // Nothing is held: long parts, since a row costs a warp as much as some 20 vectors, but enough blocks for few rows.
+    for (int parts = 8; parts <= std::min(most_parts, 13); ++parts) {
+      if (const Tuning t = cut(parts); parts == 8 || used(t) > used(best)) best = t;
+    }
+    return best;
+  }
   int first = 2;  // the fewest parts that can be held
   while (first < most_parts && !cut(first).held) ++first;
   best = cut(std::max(1, std::min(first, most_parts)));
