@@ -111,18 +111,27 @@ class Ring {
   // The oldest slot in use has been read for the last time: the next vectors come into it.
   __device__ __forceinline__ void release() {
     if (left_ == 0) return;
+    const int step = a_.tuning.threads, last = v_ + (kVectors - 1) * step;
+    if (v_ >= copy_begin_ && last < copy_end_) {
 #pragma unroll
-    for (int u = 0; u < kVectors; ++u) {
-      const int to = next_slot_ + u * a_.tuning.threads;
-      if (static_cast<unsigned>(v_ - copy_begin_) < static_cast<unsigned>(copies_)) {
-        copy_vector(x_ + to, x_from_), copy_vector(y_ + to, y_from_);
-      } else if (v_ < part_.end) {
-        load_elements(x_ + to, x_row_, v_, a_.p.student.dtype), load_elements(y_ + to, y_row_, v_, a_.p.teacher.dtype);
+      for (int u = 0; u < kVectors; ++u) {
+        copy_vector(x_ + next_slot_ + u * step, x_from_ + u * step * static_cast<int>(sizeof(X)));
+        copy_vector(y_ + next_slot_ + u * step, y_from_ + u * step * static_cast<int>(sizeof(Y)));
       }
-      v_ += a_.tuning.threads;
-      x_from_ += a_.tuning.threads * static_cast<int>(sizeof(X));
-      y_from_ += a_.tuning.threads * static_cast<int>(sizeof(Y));
+    } else {
+#pragma unroll 1
+      for (int u = 0; u < kVectors; ++u) {
+        const int v = v_ + u * step, to = next_slot_ + u * step;
+        if (v >= copy_begin_ && v < copy_end_) {
+          copy_vector(x_ + to, x_from_ + u * step * static_cast<int>(sizeof(X)));
+          copy_vector(y_ + to, y_from_ + u * step * static_cast<int>(sizeof(Y)));
+        } else if (v < part_.end) {
+          load_elements(x_ + to, x_row_, v, a_.p.student.dtype), load_elements(y_ + to, y_row_, v, a_.p.teacher.dtype);
+        }
+      }
     }
+    v_ = last + step;
+    x_from_ += kVectors * step * static_cast<int>(sizeof(X)), y_from_ += kVectors * step * static_cast<int>(sizeof(Y));
     ptx::copy_async_commit();
     ++on_their_way_;
     next_slot_ = after(next_slot_);
@@ -148,7 +157,7 @@ class Ring {
     if (!a_.uniform) part_ = Part(a_, x_row_, rank_, X::kE);
     // Vectors that an end of the row cuts are copied whole where the rest is of the row beside it.
     copy_begin_ = max(part_.begin, x_row_.full_begin - (x_row_.shift > 0 && a_.adjoin && at.j > 0));
-    copies_ = max(0, min(part_.end, x_row_.full_end + (a_.adjoin && at.j + 1 < a_.p.inner)) - copy_begin_);
+    copy_end_ = min(part_.end, x_row_.full_end + (a_.adjoin && at.j + 1 < a_.p.inner));
     start_pass();
   }
 
@@ -161,7 +170,7 @@ class Ring {
   X* x_;
   Y* y_;
   const char *x_from_ = nullptr, *y_from_ = nullptr;  // the next vectors to copy
-  int v_ = 0, copy_begin_ = 0, copies_ = 0;
+  int v_ = 0, copy_begin_ = 0, copy_end_ = 0;
 };
 
 }  // namespace strop::reverse_kl

@@ -32,10 +32,10 @@ __device__ __forceinline__ void stream_rows(const Args& a, Shared& shared, Ring<
       const Gradient gradient = shared.rows[i % kRows];
       move_to<X>(grad_row, a, a.p.grad, row);
       if (!a.uniform) grad_part = Part(a, grad_row, rank, kE);
+      int from = held ? held_slot : slot;  // a reference would put both into local memory
       int v = grad_part.begin + threadIdx.x;
 #pragma unroll 1
       for (int step = 0; step < steps; ++step) {
-        int& from = held ? held_slot : slot;
         if (!held) ring.wait();
 #pragma unroll
         for (int u = 0; u < kVectors; ++u, v += a.tuning.threads) {
@@ -54,6 +54,11 @@ __device__ __forceinline__ void stream_rows(const Args& a, Shared& shared, Ring<
         from = ring.after(from);
         ring.release();
       }
+      if (held) {
+        held_slot = from;
+      } else {
+        slot = from;
+      }
     }
   };
   const auto write_zeros = [&](const RowIndex& row) {
@@ -62,6 +67,15 @@ __device__ __forceinline__ void stream_rows(const Args& a, Shared& shared, Ring<
       if (!a.uniform) grad_part = Part(a, grad_row, rank, kE);
 #pragma unroll 1
       for (int v = grad_part.begin + threadIdx.x; v < grad_part.end; v += a.tuning.threads) store(v, {});
+    }
+  };
+
+  // A vector that need not lie in the row, or not wholly: -inf where it does not.
+  const auto take_cut = [&](int u, int v, X& x, Y& y) {
+    if (v < x_part.end) {
+      x = keep_inside(ring.x(slot, u), x_row, v, x_dtype), y = keep_inside(ring.y(slot, u), x_row, v, y_dtype);
+    } else {
+      x.fill_negative_infinity(x_dtype), y.fill_negative_infinity(y_dtype);
     }
   };
 
@@ -82,18 +96,17 @@ __device__ __forceinline__ void stream_rows(const Args& a, Shared& shared, Ring<
         X x[kVectors];
         Y y[kVectors];
         ring.wait();
+        const int last = v + (kVectors - 1) * a.tuning.threads;
+        const bool whole = x_part.is_whole(v) && x_part.is_whole(last);  // and so those between
 #pragma unroll
-        for (int u = 0; u < kVectors; ++u, v += a.tuning.threads) {
-          if (x_part.is_whole(v)) {
+        for (int u = 0; u < kVectors; ++u) {
+          if (whole) {
             x[u] = ring.x(slot, u), y[u] = ring.y(slot, u);
           } else {
-            x[u].fill_negative_infinity(x_dtype), y[u].fill_negative_infinity(y_dtype);
-            if (v < x_part.end) {
-              x[u] = keep_inside(ring.x(slot, u), x_row, v, x_dtype);
-              y[u] = keep_inside(ring.y(slot, u), x_row, v, y_dtype);
-            }
+            take_cut(u, v + u * a.tuning.threads, x[u], y[u]);
           }
         }
+        v = last + a.tuning.threads;
         slot = ring.after(slot);
         s.make_room(X::max(x, x_dtype), Y::max(y, y_dtype));
         float xf[kVectors][kE], yf[kVectors][kE];
