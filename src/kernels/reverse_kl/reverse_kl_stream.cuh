@@ -1,6 +1,8 @@
 // What most warps do: read rows through the ring into their States, and write gradients.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/reverse_kl/reverse_kl_exchange.cuh"
 #include "kernels/reverse_kl/reverse_kl_ring.cuh"
 
@@ -17,14 +19,21 @@ __device__ __forceinline__ void stream_rows(const Args& a, Shared& shared, Ring<
   int slot = 0, held_slot = 0;  // of the next vector to take; of the next one whose gradient is written
   Row x_row = row_at<X>(a, a.p.student, {}), grad_row = row_at<X>(a, a.p.grad, {});
   Part x_part(a, x_row, rank, kE), grad_part(a, grad_row, rank, kE);
-  const auto store = [&](int v, const float(&g)[kE]) {
-    X out;
-    out.from_floats(g, x_dtype);
+  const auto store = [&](int v, const X& out) {
     if (grad_part.is_whole(v)) {
       out.store(grad_row, v);
     } else {
       store_elements(out, grad_row, v, x_dtype);
     }
+  };
+  const auto gradient_of = [&](const Gradient& gradient, int slot_of_row, int u, auto guarded) {
+    float x[kE], y[kE], g[kE];
+    ring.x(slot_of_row, u).to_floats(x, x_dtype), ring.y(slot_of_row, u).to_floats(y, y_dtype);
+#pragma unroll
+    for (int e = 0; e < kE; ++e) g[e] = gradient.template of<decltype(guarded)::value>(x[e], y[e]);
+    X out;
+    out.from_floats(g, x_dtype);
+    return out;
   };
   const auto write_gradient = [&](const RowIndex& row, std::int64_t i, bool guarded) {
     ptx::mbarrier_wait(&shared.row_there[i % kRows], i / kRows & 1);  // read after write: the row's gradient
@@ -37,20 +46,20 @@ __device__ __forceinline__ void stream_rows(const Args& a, Shared& shared, Ring<
 #pragma unroll 1
       for (int step = 0; step < steps; ++step) {
         if (!held) ring.wait();
+        const int last = v + (kVectors - 1) * a.tuning.threads;
+        if (!guarded && grad_part.is_whole(v) && grad_part.is_whole(last)) {
 #pragma unroll
-        for (int u = 0; u < kVectors; ++u, v += a.tuning.threads) {
-          if (v >= grad_part.end) continue;
-          float x[kE], y[kE], g[kE];
-          ring.x(from, u).to_floats(x, x_dtype), ring.y(from, u).to_floats(y, y_dtype);
-          if (!guarded) {
-#pragma unroll
-            for (int e = 0; e < kE; ++e) g[e] = gradient.template of<false>(x[e], y[e]);
-          } else {
-#pragma unroll
-            for (int e = 0; e < kE; ++e) g[e] = gradient.template of<true>(x[e], y[e]);
+          for (int u = 0; u < kVectors; ++u) {
+            gradient_of(gradient, from, u, std::false_type{}).store(grad_row, v + u * a.tuning.threads);
           }
-          store(v, g);
+        } else {
+#pragma unroll 1
+          for (int u = 0; u < kVectors; ++u) {
+            if (const int w = v + u * a.tuning.threads; w < grad_part.end)
+              store(w, gradient_of(gradient, from, u, std::true_type{}));
+          }
         }
+        v = last + a.tuning.threads;
         from = ring.after(from);
         ring.release();
       }
@@ -66,7 +75,7 @@ __device__ __forceinline__ void stream_rows(const Args& a, Shared& shared, Ring<
       move_to<X>(grad_row, a, a.p.grad, row);
       if (!a.uniform) grad_part = Part(a, grad_row, rank, kE);
 #pragma unroll 1
-      for (int v = grad_part.begin + threadIdx.x; v < grad_part.end; v += a.tuning.threads) store(v, {});
+      for (int v = grad_part.begin + threadIdx.x; v < grad_part.end; v += a.tuning.threads) store(v, X{});
     }
   };
 
