@@ -36,6 +36,7 @@ Launch::Launch(const LaunchSpec& spec, const Schedule& schedule, std::uint32_t n
   if (schedule.order == Order::kReverse) std::reverse(to_start_.begin(), to_start_.end());
   if (schedule.order == Order::kRandom) {
     for (std::size_t i = to_start_.size(); i > 1; --i) std::swap(to_start_[i - 1], to_start_[random() % i]);
+    if (blocks_ > 1 && schedule.seed % 2 == 0) slow_ = static_cast<std::uint32_t>(random() % blocks_);
   }
   grid_.what = "the grid barrier";
   grid_.expected = blocks_ * threads_;
@@ -114,7 +115,11 @@ void Launch::run() {
       continue;
     }
     if (schedule_.order == Order::kRandom) {
-      std::swap(ready_.front(), ready_[random() % ready_.size()]);
+      // Fair turns never let one block fall far behind the others. Where these only poll for it, it has its turns.
+      int tries = 8;
+      do {
+        std::swap(ready_.front(), ready_[random() % ready_.size()]);
+      } while (ready_.front()->block->id == slow_ && spins_ < 256 && --tries > 0);
       if (!bulk_loads_.empty() && random() % 8 == 0) land_copy();
     }
     Thread* const t = ready_.front();

@@ -266,6 +266,7 @@ class Launch {
   std::uint32_t slots_;  // of a block in clocks and touches: its threads, and its bulk loads
   std::uint32_t slot(const Thread& t) const { return t.block->id * slots_ + t.index; }
   std::uint64_t random_;
+  std::uint32_t slow_ = ~0u;  // a block that has few turns, in every second random schedule
   std::uint64_t random();
   std::vector<std::unique_ptr<Cluster>> clusters_;  // that run
   std::vector<std::uint32_t> to_start_;             // clusters, last first

@@ -36,7 +36,7 @@ void expect_success(cudaError_t error, const char* what) {
 #endif
 
 #if STROP_EMULATED
-// A large device; a small one, on which rows need clusters and blocks several rows; and one without clusters.
+// A large device; a small one, on which several blocks share a row and have several rows; and one of the oldest kind.
 std::vector<Backend> find_backends(bool) {
   emu::set_devices({{90, 4, 227 * 1024, 228 * 1024}, {90, 6, 12 * 1024, 40 * 1024}, {80, 6, 12 * 1024, 40 * 1024}});
   emu::set_schedule({emu::Order::kRandom, test_seed()});

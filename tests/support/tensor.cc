@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -193,11 +194,17 @@ Workspace::Workspace(const Backend& backend)
 
 Workspace::~Workspace() { release(backend_, memory_); }
 
-void Workspace::expect_guard_intact() const {
-  std::vector<std::uint8_t> guard(kGuard), expected(kGuard, kUnwritten);
-  if (guard.empty()) return;
-  copy_from(backend_, guard.data(), static_cast<const std::uint8_t*>(memory_) + kLossWorkspaceBytes, guard.size());
-  EXPECT_TRUE(guard == expected) << "written to behind the workspace";
+void Workspace::expect_intact() const {
+  std::vector<std::uint8_t> memory(kLossWorkspaceBytes + kGuard);
+  copy_from(backend_, memory.data(), memory_, memory.size());
+  const auto guard = memory.begin() + kLossWorkspaceBytes;
+  EXPECT_TRUE(std::all_of(guard, memory.end(), [](std::uint8_t b) { return b == kUnwritten; }))
+      << "written to behind the workspace";
+  for (auto m = memory.begin(); m != guard; m += 16) {
+    if (std::all_of(m, m + 16, [](std::uint8_t b) { return b == kUnwritten; })) continue;
+    ASSERT_TRUE(std::all_of(m, m + 16, [](std::uint8_t b) { return b == 0; }))
+        << "a message is left at byte " << m - memory.begin() << " of the workspace";
+  }
 }
 
 }  // namespace strop::testing

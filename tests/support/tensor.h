@@ -96,7 +96,9 @@ class Workspace {
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
   void* data() const { return memory_; }
-  void expect_guard_intact() const;
+  // Nothing was written behind it, and every message in it was cleared or never sent: none is left that a launch with
+  // the same tag, as a graph's replay is, would take for its own.
+  void expect_intact() const;
 
  private:
   Backend backend_;

@@ -247,7 +247,7 @@ void check(const Case& c, const Backend& backend, Random& random) {
   data.mask.expect_unchanged("completions_mask");
   data.loss.expect_only_elements_changed("loss");
   if (c.fused) data.grad.expect_only_elements_changed("grad");
-  workspace.expect_guard_intact();
+  workspace.expect_intact();
   compare(c, data);
 
   // Bitwise the same again, with other garbage in the outputs and the workspace.
@@ -309,7 +309,7 @@ TEST(PolicyLoss, Shapes) {
   // The emulated devices have few multiprocessors, so that these take every way through the kernel.
   const std::vector<std::pair<std::int64_t, std::int64_t>> emulated = {
       {3, 1100}, {2, 2050},  // blocks of 256 and 512 threads
-      {1, 8300},             // a row of two tiles: blocks share it
+      {1, 8300}, {2, 8300},  // rows of two tiles: blocks share them
       {90, 3},   {41, 30},   // groups of a few lanes, several rows a block
       {400, 9},              // more of them than blocks have groups
       {30, 130},             // more rows than blocks
