@@ -17,15 +17,22 @@ bool is_dense(const Matrix& m, int bytes) {
          (m.stride == 1 && reinterpret_cast<std::uintptr_t>(m.data) % 16 == 0 && m.stride_row * bytes % 16 == 0);
 }
 
-bool has_vectors(const Parameter& v, int elements) {
+bool is_dense(const Parameter& v, int elements) {
   const auto bytes = static_cast<std::uintptr_t>(std::min(16, elements * float_bytes(v.dtype)));
-  return v.stride == 1 && reinterpret_cast<std::uintptr_t>(v.data) % bytes == 0;
+  return v.data == nullptr || (v.stride == 1 && reinterpret_cast<std::uintptr_t>(v.data) % bytes == 0);
 }
 
 template <class Slot>
-Kernel kernel_for(const Tuning& t) {
+Kernel dense_kernel(const Tuning& t) {
   if (!t.held) return norm_long_kernel<Slot>;
-  return t.floats == 8 ? norm_kernel<Slot, 8> : t.floats == 16 ? norm_kernel<Slot, 16> : norm_kernel<Slot, 32>;
+  return t.floats == 8    ? norm_kernel<Slot, 8>
+         : t.floats == 16 ? norm_kernel<Slot, 16>
+         : t.floats == 24 ? norm_kernel<Slot, 24>
+                          : norm_kernel<Slot, 32>;
+}
+Kernel strided_kernel(const Tuning& t) {
+  if (!t.held) return norm_long_kernel<StridedSlot>;
+  return t.floats == 8 ? norm_kernel<StridedSlot, 8> : norm_kernel<StridedSlot, 16>;
 }
 
 }  // namespace
@@ -38,14 +45,12 @@ Status run_cuda(const Problem& p, void* stream) {
                   "x: expected at most 2^30 elements a row on CUDA, got " + std::to_string(p.n));
   }
   const int bytes = float_bytes(p.dtype);
-  const bool dense =
-      is_dense(p.x, bytes) && is_dense(p.residual, bytes) && is_dense(p.out, bytes) && is_dense(p.residual_out, bytes);
+  const bool dense = is_dense(p.x, bytes) && is_dense(p.residual, bytes) && is_dense(p.out, bytes) &&
+                     is_dense(p.residual_out, bytes) && is_dense(p.weight, 16 / bytes) && is_dense(p.bias, 16 / bytes);
   Args args;
   args.p = p;
-  args.tuning = tune(p.n);
+  args.tuning = tune(p.n, dense);
   args.inverse_n = 1.f / static_cast<float>(p.n);
-  args.weight_vectors = has_vectors(p.weight, 16 / bytes);
-  args.bias_vectors = has_vectors(p.bias, 16 / bytes);
 
   LaunchConfig config;
   const int block = args.tuning.block();
@@ -57,9 +62,9 @@ Status run_cuda(const Problem& p, void* stream) {
   config.stream = static_cast<cudaStream_t>(stream);
   config.overlaps = device->capability >= 90;
   return launch("norm",
-                !dense       ? kernel_for<StridedSlot>(args.tuning)
-                : bytes == 4 ? kernel_for<DenseSlot<4>>(args.tuning)
-                             : kernel_for<DenseSlot<2>>(args.tuning),
+                !dense       ? strided_kernel(args.tuning)
+                : bytes == 4 ? dense_kernel<DenseSlot<4>>(args.tuning)
+                             : dense_kernel<DenseSlot<2>>(args.tuning),
                 config, args);
 }
 

@@ -25,7 +25,6 @@ struct Args {
   Problem p;
   Tuning tuning;
   float inverse_n = 1;
-  bool weight_vectors = false, bias_vectors = false;  // as load_parameter asks
 };
 
 struct Shared {
@@ -40,7 +39,7 @@ struct Part {
   const Args& a;
   std::int64_t row;
   int base, rank;
-  float f[kSlots][kE];
+  typename Slot::Values v[kSlots];
 
   __device__ __forceinline__ int index(int j) const { return base + (j * a.tuning.threads + rank) * kE; }
   __device__ __forceinline__ int left(int j) const { return static_cast<int>(a.p.n) - index(j); }
@@ -51,20 +50,19 @@ struct Part {
   // s; 0 beyond the row's end.
   __device__ __forceinline__ void load() {
 #pragma unroll
-    for (int j = 0; j < kSlots; ++j) Slot::load(start(a.p.x), a.p.x.stride, index(j), left(j), a.p.dtype, f[j]);
+    for (int j = 0; j < kSlots; ++j) v[j] = Slot::load(start(a.p.x), a.p.x.stride, index(j), left(j), a.p.dtype);
     if (a.p.residual.data == nullptr) return;
 #pragma unroll
     for (int j = 0; j < kSlots; ++j) {
-      float r[kE];
-      Slot::load(start(a.p.residual), a.p.residual.stride, index(j), left(j), a.p.dtype, r);
+      const auto r = Slot::load(start(a.p.residual), a.p.residual.stride, index(j), left(j), a.p.dtype);
 #pragma unroll
-      for (int e = 0; e < kE; ++e) f[j][e] += r[e];
+      for (int e = 0; e < kE; ++e) v[j].f[e] += r.f[e];
     }
   }
 
   __device__ __forceinline__ void store(const Matrix& m) const {
 #pragma unroll
-    for (int j = 0; j < kSlots; ++j) Slot::store(start(m), m.stride, index(j), left(j), a.p.dtype, f[j]);
+    for (int j = 0; j < kSlots; ++j) Slot::store(start(m), m.stride, index(j), left(j), a.p.dtype, v[j]);
   }
 
   __device__ __forceinline__ float sum() const {
@@ -72,7 +70,7 @@ struct Part {
 #pragma unroll
     for (int j = 0; j < kSlots; ++j) {
 #pragma unroll
-      for (int e = 0; e < kE; ++e) sum += f[j][e];
+      for (int e = 0; e < kE; ++e) sum += v[j].f[e];
     }
     return sum;
   }
@@ -83,9 +81,9 @@ struct Part {
     for (int j = 0; j < kSlots; ++j) {
 #pragma unroll
       for (int e = 0; e < kE; ++e) {
-        const float t = e < left(j) ? f[j][e] - shift : 0.f;
+        const float t = e < left(j) ? v[j].f[e] - shift : 0.f;
         first += t, second = fmaf(t, t, second);
-        f[j][e] = t;
+        v[j].f[e] = t;
       }
     }
   }
@@ -94,13 +92,13 @@ struct Part {
   __device__ __forceinline__ void normalize(float offset, float scale) {
 #pragma unroll
     for (int j = 0; j < kSlots; ++j) {
-      float weight[kE], bias[kE];
+      typename Slot::Values weight, bias = {};
 #pragma unroll
-      for (int e = 0; e < kE; ++e) weight[e] = 1, bias[e] = 0;
-      if (a.p.weight.data != nullptr) load_parameter(a.p.weight, a.weight_vectors, index(j), left(j), weight);
-      if (a.p.bias.data != nullptr) load_parameter(a.p.bias, a.bias_vectors, index(j), left(j), bias);
+      for (int e = 0; e < kE; ++e) weight.f[e] = 1;
+      if (a.p.weight.data != nullptr) weight = Slot::load_parameter(a.p.weight, index(j), left(j));
+      if (a.p.bias.data != nullptr) bias = Slot::load_parameter(a.p.bias, index(j), left(j));
 #pragma unroll
-      for (int e = 0; e < kE; ++e) f[j][e] = fmaf((f[j][e] - offset) * scale, weight[e], bias[e]);
+      for (int e = 0; e < kE; ++e) v[j].f[e] = fmaf((v[j].f[e] - offset) * scale, weight.f[e], bias.f[e]);
     }
   }
 };
@@ -112,9 +110,10 @@ __device__ __forceinline__ void statistics(const Args& a, float first, float sec
   scale = rsqrtf((variance < 0.f ? 0.f : variance) + a.p.eps);  // NaN is not below 0
 }
 
-// A row held in registers by a warp or, where the tuning has more threads for it, the block.
+// A row held in registers by a warp or, where the tuning has more threads for it, the block. While one block's rows
+// come from memory another's go there, so registers should suffice for two, if they can.
 template <class Slot, int kFloats>
-__global__ void __launch_bounds__(kMaxThreads) norm_kernel(const __grid_constant__ Args a) {
+__global__ void __launch_bounds__(kMaxThreads, kFloats <= 16 ? 2 : 1) norm_kernel(const __grid_constant__ Args a) {
   ptx::wait_for_previous_kernel();
   Shared& shared = dynamic_shared<Shared>();
   const bool by_warp = a.tuning.threads == 32;
@@ -145,7 +144,7 @@ __global__ void __launch_bounds__(kMaxThreads) norm_kernel(const __grid_constant
 
 // A row of any length, by a block.
 template <class Slot>
-__global__ void __launch_bounds__(kMaxThreads) norm_long_kernel(const __grid_constant__ Args a) {
+__global__ void __launch_bounds__(kLongThreads) norm_long_kernel(const __grid_constant__ Args a) {
   ptx::wait_for_previous_kernel();
   Shared& shared = dynamic_shared<Shared>();
   constexpr int kFloats = kMaxFloats / 2;

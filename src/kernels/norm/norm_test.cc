@@ -203,7 +203,8 @@ TEST(NormSmall, Shapes) {
       {2, 15},   {5, 16},   {3, 17},    // around AVX-512's vectors
       {9, 31},   {1, 64},   {6, 100},   // several rows a block, and blocks that are not full
       {3, 255},  {2, 256},  {2, 264},   // what a warp holds with 8 elements a lane; the next size
-      {2, 768},                         // BERT
+      {2, 512},  {2, 513},              // what it holds in single elements
+      {2, 768},                         // BERT: 24 elements a lane
       {2, 1023}, {3, 1024},             // what a warp holds at most
       {2, 1025}, {2, 1032}, {1, 1288},  // a block a row: odd, dense, threads with nothing to do
   };
@@ -232,17 +233,19 @@ TEST(Norm, Shapes) {
       {2, 32768}, {1, 32769},                            // what a block holds, and one more
       {2, 65536}, {1, 65537},  {1, 200000}, {40000, 5},  // more rows than a grid takes at once
   };
-  const std::vector<Shape> emulated = {{1, 4104}, {1, 8200}, {1, 12345}, {1, 32768}, {1, 32776}, {1100, 3}};
+  const std::vector<Shape> emulated = {{1, 4104},  {1, 4099},  {1, 8200},  {1, 12296}, {1, 8193},
+                                       {1, 16384}, {1, 16392}, {1, 33000}, {1100, 3}};
   Random random(42);
   for (const Backend& backend : device_backends()) {
     for (const auto& [rows, n] : sized(native, emulated)) {
       Case c;
       c.rows = rows, c.n = n;
+      // Under the emulator, one of each device and not all.
+      const Kind drawn_kind = random.pick(kKinds);
+      const DType drawn = random.pick(kFloats);
       for (Kind kind : kKinds) {
-        // Under the emulator, a dtype and not all.
-        const DType drawn = random.pick(kFloats);
         for (DType dtype : kFloats) {
-          if (kEmulated && dtype != drawn) continue;
+          if (kEmulated && (kind != drawn_kind || dtype != drawn)) continue;
           c.kind = kind;
           c.dtype = dtype;
           draw(c, random);
@@ -584,15 +587,18 @@ TEST(Norm, ThreadsDoNotChangeResults) {
 }
 
 TEST(NormSmall, Tuning) {
-  for (std::int64_t n : {1, 256, 257, 1024, 1025, 4096, 4097, 8193, 32768, 32769, 1000000}) {
-    const Tuning t = tune(n);
-    EXPECT_EQ(t.held, n <= kLongestHeldRow);
-    EXPECT_LE(t.threads, kMaxThreads);
-    EXPECT_EQ(t.threads % 32, 0);
-    if (t.held) {
-      EXPECT_GE(std::int64_t{t.threads} * t.floats, n) << n;
+  for (bool dense : {false, true}) {
+    const std::int64_t by_warp = dense ? 1024 : 512, longest = dense ? 16384 : 8192;
+    for (std::int64_t n : {1, 256, 257, 512, 513, 768, 1024, 1025, 4097, 8192, 8193, 16384, 16385, 1000000}) {
+      const Tuning t = tune(n, dense);
+      EXPECT_EQ(t.held, n <= longest);
+      EXPECT_LE(t.threads, t.held ? kMaxThreads : kLongThreads);
+      EXPECT_EQ(t.threads % 32, 0);
+      if (t.held) {
+        EXPECT_GE(std::int64_t{t.threads} * t.floats, n) << n;
+      }
+      EXPECT_EQ(t.threads == 32, n <= by_warp);
     }
-    EXPECT_EQ(t.threads == 32, n <= 1024);
   }
 }
 
