@@ -10,7 +10,7 @@
 // residual 80 us. The smallest kernels are bound by launch and latency: 128 x 768 fp16 moves 0.4 MB, 0.1 us.
 //
 // In place. An element is read and written by one thread, the read first (in norm_long_kernel: the last of its reads),
-// so outputs may lie on inputs exactly.
+// so outputs may lie on inputs exactly: no copy in the read-only cache is read after the write that makes it stale.
 #pragma once
 
 #include "base/ptx/grid.cuh"

@@ -448,6 +448,45 @@ TEST(NormSmall, ConstantRows) {
   }
 }
 
+// BERT's eps is less than what rounding makes of such a row's variance: it must not become negative. What m is off by,
+// at most some 20 units of 2^-24 of the value, leaves 64 units of itself behind, which 1 / sqrt(eps) enlarges.
+TEST(NormSmall, ConstantRowsWithTinyEps) {
+  for (const Backend& backend : all_backends()) {
+    for (std::int64_t n : {100, 768, 1111}) {
+      Random random(57);
+      Case c;
+      c.rows = 12, c.n = n;
+      c.eps = 1e-12;
+      c.weight = c.bias = false;
+      Data data(c, random);
+      const double values[] = {-12345.678, 0.1, 1e-3, 3.3, 777.7, 5000.1, 9999.9, -0.7, 1.1, 123.4, 4321.1, -66.6};
+      data.x.fill([&](std::int64_t i) { return values[i / n]; });
+      const UseBackend use(backend);
+      ASSERT_TRUE(data.run(c, backend).ok());
+      for (std::int64_t i = 0; i < c.rows * n; ++i) {
+        const double off = 20 * kUnit * std::abs(values[i / n]);
+        ASSERT_NEAR(data.out.get(i), 0, 64 * kUnit * off * 1e6) << backend << " n " << n << " of " << values[i / n];
+      }
+    }
+  }
+}
+
+// Rows that a block does not hold are read again after the first pass: in place, nothing may be written before the
+// last.
+TEST(Norm, LongRowsInPlace) {
+  Random random(58);
+  for (const Backend& backend : device_backends()) {
+    for (std::int64_t n : {16392, 8195}) {  // dense and not
+      Case c;
+      c.n = n;
+      c.dtype = DType::kBFloat16, c.weight_dtype = DType::kBFloat16;
+      c.bias = false;
+      c.residual = c.residual_out = c.in_place = true;
+      check(c, backend, random);
+    }
+  }
+}
+
 TEST(NormSmall, NanAndInfinityStayInTheirRow) {
   for (const Backend& backend : all_backends()) {
     for (Kind kind : kKinds) {
