@@ -14,7 +14,7 @@ function(strop_hub_module backend)
   add_library(${target} MODULE EXCLUDE_FROM_ALL ${strop_binding_sources})
   if(backend STREQUAL "cpu")
     set(STROP_WITH_CUDA OFF)  # in this function and those that it calls
-    target_sources(${target} PRIVATE src/losses.cc $<TARGET_OBJECTS:strop_objects>)
+    target_sources(${target} PRIVATE ${strop_api_sources} $<TARGET_OBJECTS:strop_objects>)
     target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR}/include)
     target_link_libraries(${target} PRIVATE Threads::Threads)
     target_compile_features(${target} PRIVATE cxx_std_20)

@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "base/checks.h"
 #include "kernels/policy_loss/policy_loss.h"
 #include "kernels/reverse_kl/reverse_kl.h"
 
@@ -21,34 +22,19 @@
 namespace strop {
 namespace {
 
+using checks::device_text;
+using checks::elements_apart;
+using checks::Range;
+using checks::range_of;
+using checks::same_strides;
+using checks::shape_text;
+using checks::strides_text;
+using checks::tuple_text;
+using checks::type_error;
+using checks::value_error;
+
 constexpr bool is_loss_float(DType dtype) {
   return dtype == DType::kFloat32 || dtype == DType::kFloat16 || dtype == DType::kBFloat16;
-}
-
-std::string tuple_text(const std::int64_t* values, int n) {
-  std::string text = "(";
-  for (int i = 0; i < n; ++i) {
-    if (i > 0) text += ", ";
-    text += std::to_string(values[i]);
-  }
-  return text + (n == 1 ? ",)" : ")");
-}
-std::string shape_text(const TensorView& view) { return tuple_text(view.shape, std::min(view.rank, kMaxRank)); }
-std::string strides_text(const TensorView& view) { return tuple_text(view.strides, std::min(view.rank, kMaxRank)); }
-
-std::string device_text(const TensorView& view) {
-  if (view.device == DeviceType::kCpu) return "cpu";
-  if (view.device == DeviceType::kCuda) return "cuda:" + std::to_string(view.device_index);
-  return "an unsupported device";
-}
-
-#define STROP_COLD [[gnu::noinline, gnu::cold]]
-
-STROP_COLD Status type_error(const char* name, const std::string& expected, const std::string& came) {
-  return {StatusCode::kTypeError, std::string(name) + ": expected " + expected + ", got " + came};
-}
-STROP_COLD Status value_error(const char* name, const std::string& expected, const std::string& came) {
-  return {StatusCode::kValueError, std::string(name) + ": expected " + expected + ", got " + came};
 }
 
 STROP_COLD Status float_error(const char* name, DType dtype) {
@@ -88,24 +74,6 @@ bool same_shape(const TensorView& view, const TensorView& like, int rank) {
     if (view.shape[d] != like.shape[d]) return false;
   }
   return true;
-}
-
-// Where the elements of a view lie: [begin, end) as addresses. Empty for an empty view.
-struct Range {
-  std::uintptr_t begin = 0, end = 0;
-  bool overlaps(const Range& other) const { return begin < other.end && other.begin < end; }
-};
-
-Range range_of(const TensorView& view) {
-  std::int64_t low = 0, high = 0;
-  for (int d = 0; d < view.rank; ++d) {
-    if (view.shape[d] <= 0) return {};
-    const std::int64_t reach = (view.shape[d] - 1) * view.strides[d];
-    (reach < 0 ? low : high) += reach;
-  }
-  const auto base = reinterpret_cast<std::uintptr_t>(view.data);
-  const std::int64_t size = dtype_size(view.dtype);
-  return {base + static_cast<std::uintptr_t>(low * size), base + static_cast<std::uintptr_t>((high + 1) * size)};
 }
 
 // An input or output that is "like" another: same device; data there unless it is empty.
@@ -161,12 +129,6 @@ TensorView workspace_view(const Execution& execution) {
 #else
 #define STROP_EMULATOR_NAMES(...) static_cast<void>(0)
 #endif
-
-#define STROP_RETURN_IF_ERROR(expression)                        \
-  do {                                                           \
-    if (Status status = (expression); !status.ok()) [[unlikely]] \
-      return status;                                             \
-  } while (false)
 
 // ---------------------------------------------------------------------------------------------- GRPO and BNPO
 
@@ -279,33 +241,6 @@ Status run_policy_loss(policy_loss::Reduction reduction, const PolicyLossInputs&
 }
 
 // ---------------------------------------------------------------------------------------------- Reverse KL
-
-// Whether no two elements of a view share memory, judged by its strides: each dimension steps over all that the
-// smaller ones reach. (Layouts that interleave more cleverly than that are refused, too.)
-bool elements_apart(const TensorView& view) {
-  std::pair<std::int64_t, std::int64_t> dims[kMaxRank];  // (|stride|, size)
-  int n = 0;
-  for (int d = 0; d < view.rank; ++d) {
-    if (view.shape[d] == 0) return true;
-    if (view.shape[d] > 1) dims[n++] = {std::abs(view.strides[d]), view.shape[d]};
-  }
-  for (int i = 1; i < n; ++i) {
-    for (int j = i; j > 0 && dims[j] < dims[j - 1]; --j) std::swap(dims[j], dims[j - 1]);
-  }
-  std::int64_t reach = 0;
-  for (int i = 0; i < n; ++i) {
-    if (dims[i].first <= reach) return false;
-    reach += dims[i].first * (dims[i].second - 1);
-  }
-  return true;
-}
-
-bool same_strides(const TensorView& a, const TensorView& b) {
-  for (int d = 0; d < a.rank; ++d) {
-    if (a.shape[d] > 1 && a.strides[d] != b.strides[d]) return false;
-  }
-  return true;
-}
 
 // Whether `a` and `b`, of one shape, share an element's memory. Exact where their ranges are disjoint or where they
 // are column ranges of one row-major buffer; anything else counts as shared.

@@ -38,14 +38,15 @@ __device__ __forceinline__ T block_sum(T v, T* scratch) {
 }
 
 // Two sums at once, for the price of one's barriers.
-__device__ __forceinline__ void block_sum(float& x, std::uint32_t& n, float* x_scratch, std::uint32_t* n_scratch) {
+template <class T>
+__device__ __forceinline__ void block_sum(float& x, T& n, float* x_scratch, T* n_scratch) {
   x = warp_sum(x), n = warp_sum(n);
   const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   __syncthreads();  // write after read: an earlier block_sum may still be reading the scratch
   if (lane == 0) x_scratch[warp] = x, n_scratch[warp] = n;
   __syncthreads();  // read after write: every warp's sums are there
   const bool used = lane < blockDim.x / 32;
-  x = warp_sum(used ? x_scratch[lane] : 0.f), n = warp_sum(used ? n_scratch[lane] : 0u);
+  x = warp_sum(used ? x_scratch[lane] : 0.f), n = warp_sum(used ? n_scratch[lane] : T(0));
 }
 
 }  // namespace strop
