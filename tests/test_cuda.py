@@ -276,7 +276,7 @@ def test_threads_with_a_stream_each(cuda: str) -> None:
 
 
 def test_beside_a_kernel_that_fills_the_device(cuda: str) -> None:
-    """Blocks that wait for each other must all run: beside other work that keeps the device full, calls still finish."""
+    """Blocks that wait for each other must all run: beside work that keeps the device full, calls still finish."""
     fns = [(fn, published_case(fn)) for fn in FUSED]
     alone = [fn(case) for fn, case in fns]
     x = torch.randn(8192, 8192, device=cuda)
