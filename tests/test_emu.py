@@ -75,20 +75,20 @@ def test_policy_loss_without_gradient_and_reference() -> None:
     assert found["policy_logprobs"] == [560, 560, 560, 0, 0]
 
 
-def test_reverse_kl_in_clusters() -> None:
-    """8 KiB of shared memory hold no row of 1000 logits: two blocks share it, and each logit still moves once."""
+def test_reverse_kl_by_several_blocks() -> None:
+    """8 KiB of shared memory hold no row of 1000 logits: blocks share it, and each logit still moves once."""
     output = program("reverse_kl", "--shape", "3,1000", "--shared-kib", "8", "--report", "--map")
-    assert re.search(r"cluster [2-9]", facts(output)["launch"]), output
+    assert "grid 12," in facts(output)["launch"], output  # three rows, four blocks each
     found, n = buffers(output), 4 * 3 * 1000
     assert found["student_logits"] == found["teacher_logits"] == [n, n, n, 0, 0]
     assert found["grad"] == [n, 0, 0, n, n]
     assert facts(output)["floor"] == f"{3 * n + 3 + 4:,} bytes"
     (owners,) = re.findall(r"^grad +(\S+)$", output, re.MULTILINE)
     assert len(owners) == 64 and "." not in owners
-    assert {owners[0], owners[-1]} <= set("012345") and owners[0] != owners[12]
+    assert set(owners) <= set("0123456789ab*") and owners[0] != owners[12]
 
 
-def test_reverse_kl_without_clusters() -> None:
+def test_reverse_kl_on_an_older_device() -> None:
     shape = ("--shape", "2,2,700", "--shared-kib", "8")
     output = program("reverse_kl", *shape, "--capability", "80", "--schedules", "2")
     assert "cluster 1," in facts(output)["launch"] and "sm_80" in facts(output)["device"]

@@ -152,7 +152,7 @@ H100 = {
     "capability": "9.0",
     "multiprocessors": 132,
     "l2_bytes": 50 * 2**20,
-    "paths": {"grpo_loss": "one launch", "bnpo_loss": "one launch", "reverse_kl": "a cluster a row"},
+    "paths": {"grpo_loss": "one launch", "bnpo_loss": "one launch", "reverse_kl": "blocks share a row"},
 }
 BUILT = {
     "version": "1.2.3",
@@ -172,10 +172,18 @@ SEEN = [("H100", (9, 0))]
 def test_doctor_finds_all_well() -> None:
     report = _doctor.examine(BUILT, "2.13.0+cu130", "13.0", SEEN)
     assert report.ok
-    assert report.paths["cuda:0 sm_90"]["reverse_kl"] == "a cluster a row"
+    assert report.paths["cuda:0 sm_90"]["reverse_kl"] == "blocks share a row"
     assert report.paths["cpu"]["grpo_loss"] == "AVX2, 2 threads"
     text = str(report)
-    for part in ("1.2.3", "GNU 12.2.0", "13.0.88", "2.13.0+cu130", "132 multiprocessors", "50 MiB", "a cluster a row"):
+    for part in (
+        "1.2.3",
+        "GNU 12.2.0",
+        "13.0.88",
+        "2.13.0+cu130",
+        "132 multiprocessors",
+        "50 MiB",
+        "blocks share a row",
+    ):
         assert part in text
     assert text.endswith("all is well")
 

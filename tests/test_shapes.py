@@ -41,7 +41,7 @@ KL_SHAPES = [
     (1, 3, 32_003),
     (1, 2, 50_257),
     (1, 1, 248_320),  # the vocabulary of the published figures
-    (1, 1, 300_007),  # a row longer than a cluster's shared memory keeps
+    (1, 1, 300_007),  # a row longer than one block's shared memory keeps
     (70_003, 3),
     (70_000, 1, 5),
     (2, 35_001, 2),

@@ -42,9 +42,8 @@ std::string devices() {
   for (int i = 0; i < n; ++i) {
     const DeviceInfo* d;
     if (!device_info(i, &d).ok()) continue;
-    const std::string policy = "one cooperative launch";
-    const std::string kl = d->capability >= 90 ? "a row a thread-block cluster, sums through distributed shared memory"
-                                               : "a row a group of blocks, sums through a grid barrier";
+    const std::string policy = "one launch, sums by messages between blocks";
+    const std::string kl = "one launch, a row a group of blocks, sums by messages between them";
     if (out.size() > 1) out += ", ";
     const std::string capability = std::to_string(d->capability / 10) + '.' + std::to_string(d->capability % 10);
     out += object(

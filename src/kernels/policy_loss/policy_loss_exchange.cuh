@@ -10,7 +10,7 @@ namespace strop::policy_loss {
 struct Exchange {  // in the workspace
   Message losses[kMaxBlocks], counts[kMaxBlocks];
 };
-static_assert(sizeof(Exchange) <= 64 * 1024, "the workspace is too small");
+static_assert(sizeof(Exchange) <= 96 * 1024, "the workspace is too small");
 
 struct Shared {
   float losses[32];
@@ -21,10 +21,6 @@ struct Shared {
 // d (mean) / d (sum) of a segment.
 __device__ __forceinline__ float weight_of(const Args& a, unsigned long long count) {
   return a.segment_scale / static_cast<float>(count > 0 ? count : 1);
-}
-
-__device__ __forceinline__ std::uint64_t payload(float loss, std::uint32_t count) {
-  return std::uint64_t{count} << 32 | __float_as_uint(loss);
 }
 
 // The count of a segment, in every block of it, from each block's: `first` is the first of them.
