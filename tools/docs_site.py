@@ -134,8 +134,11 @@ def cpp_api() -> str:
         "The headers of `include/strop`. They need C++20 and nothing else; `launch.h` is for code that nvcc or the "
         "emulator compiles.\n",
     ]
-    order = ["losses", "tensor_view", "status", "parallel", "launch", "emu"]
-    headers = sorted((ROOT / "include/strop").glob("*.h"), key=lambda f: (f.stem not in order, order.index(f.stem)))
+    order = ["losses", "norm", "tensor_view", "status", "parallel", "launch", "emu"]
+    headers = sorted(
+        (ROOT / "include/strop").glob("*.h"),
+        key=lambda f: (order.index(f.stem) if f.stem in order else len(order), f.stem),
+    )
     for header in headers:
         comment, _, rest = header.read_text().partition("#pragma once\n")
         body = re.sub(r"^}  // namespace strop.*\Z", "", rest, flags=re.MULTILINE | re.DOTALL)
