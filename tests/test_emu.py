@@ -53,7 +53,7 @@ def test_policy_loss_moves_what_it_must() -> None:
     done = emu("policy_loss", "--shape", "4,300", "--report")
     assert done.stderr == ""
     facts_found = facts(done.stdout)
-    assert "policy_loss_kernel" in facts_found["kernel"] and facts_found["launch"].startswith("grid 4, block 128,")
+    assert "policy_loss_row_kernel" in facts_found["kernel"] and facts_found["launch"].startswith("grid 4, block 128,")
     assert facts_found["findings"] == "0"
     found, n = buffers(done.stdout), 4 * 300
     for name in ("policy_logprobs", "old_policy_logprobs", "ref_logprobs"):
@@ -72,7 +72,8 @@ def test_policy_loss_moves_what_it_must() -> None:
 def test_policy_loss_without_gradient_and_reference() -> None:
     found = buffers(program("policy_loss", "--shape", "2,70", "--forward", "--beta", "0", "--loss", "bnpo", "--report"))
     assert not {"grad", "ref_logprobs"} & set(found)
-    assert found["policy_logprobs"] == [560, 560, 560, 0, 0]
+    # Four tokens are read twice: a vector in which one row ends and the next begins, once for each.
+    assert found["policy_logprobs"] == [560, 576, 560, 0, 0]
 
 
 def test_reverse_kl_by_several_blocks() -> None:
