@@ -31,6 +31,12 @@ struct Row {
     return r;
   }
   __device__ __forceinline__ char* element(std::int64_t e) const { return data + e * step; }
+  __device__ __forceinline__ bool has(std::int64_t e) const { return e >= 0 && e < elements; }
+  // The first element of vector v of kE elements.
+  template <int kE>
+  __device__ __forceinline__ std::int64_t first_of(int v) const {
+    return static_cast<std::int64_t>(v) * kE - shift;
+  }
 };
 
 // kElements raw elements of kBytes each. kDType is their dtype, or kOther where it is known at run time alone.
@@ -136,5 +142,29 @@ struct alignas(kElements* kBytes) Vector {
     return fmaxf(f.x, f.y);
   }
 };
+
+// Vectors that an end of a row cuts, or whose elements are not neighbours: elements first, first + 1, … one by one, as
+// far as they are the row's. Rare, and kept out of the way: the usual path's instructions come from memory, too. All go
+// by value, so that the caller's stay in registers.
+template <class V>
+__device__ __noinline__ V load_elements(Row row, std::int64_t first, DType dtype, float outside) {
+  float f[V::kE];
+#pragma unroll
+  for (int e = 0; e < V::kE; ++e) {
+    f[e] = row.has(first + e) ? V::load_element(row, first + e, dtype) : outside;
+  }
+  V v;
+  v.from_floats(f, dtype);
+  return v;
+}
+template <class V>
+__device__ __noinline__ void store_elements(V v, Row row, std::int64_t first, DType dtype) {
+  float f[V::kE];
+  v.to_floats(f, dtype);
+#pragma unroll
+  for (int e = 0; e < V::kE; ++e) {
+    if (row.has(first + e)) V::store_element(row, first + e, f[e], dtype);
+  }
+}
 
 }  // namespace strop

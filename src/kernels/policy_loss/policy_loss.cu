@@ -8,7 +8,6 @@ namespace strop::policy_loss {
 namespace {
 
 using Kernel = void (*)(Args);
-constexpr int kVector = kVectorElements;
 
 // What DenseTile asks for.
 bool is_dense(const Problem& p) {
@@ -18,8 +17,8 @@ bool is_dense(const Problem& p) {
   };
   const auto fits = [&](const void* data, std::int64_t stride_b, int size) {
     return reinterpret_cast<std::uintptr_t>(data) % static_cast<std::uintptr_t>(size) == 0 &&
-           (start(data, size) - start(p.policy.data, bytes)) % kVector == 0 &&
-           (p.batch == 1 || (stride_b - p.policy.stride_b) % kVector == 0);
+           (start(data, size) - start(p.policy.data, bytes)) % kVectorElements == 0 &&
+           (p.batch == 1 || (stride_b - p.policy.stride_b) % kVectorElements == 0);
   };
   const auto dense = [&](const Matrix& m) {
     return float_bytes(m.dtype) == bytes && m.stride_t == 1 && fits(m.data, m.stride_b, bytes);
@@ -31,20 +30,21 @@ bool is_dense(const Problem& p) {
 
 // Every row's vectors start with the row.
 bool is_aligned(const Problem& p) {
-  const auto vector = static_cast<std::uintptr_t>(kVector * float_bytes(p.policy.dtype));
+  const auto vector = static_cast<std::uintptr_t>(kVectorElements * float_bytes(p.policy.dtype));
   return reinterpret_cast<std::uintptr_t>(p.policy.data) % vector == 0 &&
-         (p.batch == 1 || p.policy.stride_b % kVector == 0);
+         (p.batch == 1 || p.policy.stride_b % kVectorElements == 0);
 }
 
+template <bool kFused, int kBytes>
+Kernel dense_kernel(const Tuning& t) {
+  return !t.one_tile                            ? policy_loss_kernel<kFused, DenseTile<kBytes, 2>>
+         : t.tokens_a_thread == kVectorElements ? policy_loss_row_kernel<kFused, DenseTile<kBytes, 1>>
+                                                : policy_loss_row_kernel<kFused, DenseTile<kBytes, 2>>;
+}
 template <bool kFused>
 Kernel kernel_for(bool dense, int bytes, const Tuning& t) {
   if (!dense) return policy_loss_kernel<kFused, StridedTile>;
-  if (!t.one_tile)
-    return bytes == 4 ? policy_loss_kernel<kFused, DenseTile<4, 2>> : policy_loss_kernel<kFused, DenseTile<2, 2>>;
-  if (t.tokens_a_thread == kVector)
-    return bytes == 4 ? policy_loss_row_kernel<kFused, DenseTile<4, 1>>
-                      : policy_loss_row_kernel<kFused, DenseTile<2, 1>>;
-  return bytes == 4 ? policy_loss_row_kernel<kFused, DenseTile<4, 2>> : policy_loss_row_kernel<kFused, DenseTile<2, 2>>;
+  return bytes == 4 ? dense_kernel<kFused, 4>(t) : dense_kernel<kFused, 2>(t);
 }
 
 }  // namespace
@@ -53,7 +53,7 @@ Status run_cuda(const Problem& problem, void* stream) {
   const DeviceInfo* device;
   if (Status s = current_device_info(&device); !s.ok()) return s;
   const bool dense = is_dense(problem);
-  const std::int64_t slack = !dense || is_aligned(problem) || problem.tokens == 0 ? 0 : kVector - 1;
+  const std::int64_t slack = !dense || is_aligned(problem) || problem.tokens == 0 ? 0 : kVectorElements - 1;
   Args args;
   args.p = problem;
   args.tuning = tune(problem.reduction, problem.batch, problem.tokens + slack, device->multiprocessors, dense);

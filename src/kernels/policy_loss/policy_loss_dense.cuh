@@ -8,29 +8,7 @@ namespace strop::policy_loss {
 
 inline constexpr int kVectorElements = 4;
 
-// Vectors that an end of a row cuts, element by element: those of tokens t, t + 1, … that are among the row's `tokens`.
-// Rare, and kept out of the way: the usual path's instructions come from memory, too. All go by value, so that the
-// caller's stay in registers.
-template <class V>
-__device__ __noinline__ V load_cut(Row row, std::int64_t t, DType dtype) {
-  float f[V::kE] = {};
-#pragma unroll
-  for (int e = 0; e < V::kE; ++e) {
-    if (t + e >= 0 && t + e < row.elements) f[e] = V::load_element(row, t + e, dtype);
-  }
-  V v;
-  v.from_floats(f, dtype);
-  return v;
-}
-template <class V>
-__device__ __noinline__ void store_cut(V v, Row row, std::int64_t t, DType dtype) {
-  float f[V::kE];
-  v.to_floats(f, dtype);
-#pragma unroll
-  for (int e = 0; e < V::kE; ++e) {
-    if (t + e >= 0 && t + e < row.elements) V::store_element(row, t + e, f[e], dtype);
-  }
-}
+// Of tokens t, t + 1, … those among the row's `tokens`: bytes of the mask, or a bit for each that is there.
 __device__ __noinline__ std::uint32_t load_mask_cut(const char* row, std::int64_t t, std::int64_t tokens) {
   std::uint32_t word = 0;
 #pragma unroll
@@ -39,7 +17,6 @@ __device__ __noinline__ std::uint32_t load_mask_cut(const char* row, std::int64_
   }
   return word;
 }
-// The bits of tokens that are the row's.
 __device__ __noinline__ unsigned inside_bits(std::int64_t t, std::int64_t tokens) {
   unsigned bits = 0;
 #pragma unroll
@@ -72,7 +49,7 @@ struct DenseTile {
   }
   // Element e of vector j of this thread, and whether it is in the row.
   __device__ __forceinline__ std::int64_t token(const Args& a, int j, int e) const {
-    return static_cast<std::int64_t>(v + j * a.tuning.group) * kE - row.shift + e;
+    return row.first_of<kE>(v + j * a.tuning.group) + e;
   }
   // Whether vector j can be loaded whole: also where a row ends within it and the rest is of the row beside it.
   __device__ __forceinline__ bool is_loadable(const Args& a, const Matrix& m, int j) const {
@@ -161,7 +138,7 @@ struct DenseTile {
       if (is_loadable(a, m, j)) {
         out[j].load(r, v + j * a.tuning.group);
       } else if (is_cut(a, j)) {
-        out[j] = load_cut<V>(r, token(a, j, 0), m.dtype);
+        out[j] = load_elements<V>(r, token(a, j, 0), m.dtype, 0.f);
       }
     }
   }
@@ -172,7 +149,7 @@ struct DenseTile {
     if (is_full(a, j)) {
       out.store(r, v + j * a.tuning.group);
     } else if (is_cut(a, j)) {
-      store_cut(out, r, token(a, j, 0), a.p.policy.dtype);
+      store_elements(out, r, token(a, j, 0), a.p.policy.dtype);
     }
   }
 };

@@ -29,14 +29,14 @@ inline int next_power_of_two(std::int64_t n) {
 // `tokens` are those of a row, and up to 3 more where its vectors do not start with it. `dense`: tiles are of vectors.
 inline Tuning tune(Reduction reduction, std::int64_t batch, std::int64_t tokens, int multiprocessors, bool dense) {
   Tuning t;
-  if (dense && batch <= multiprocessors && tokens > 0 && tokens <= 8 * 1024) {
+  if (dense && batch > 0 && batch <= multiprocessors && tokens > 0 && tokens <= 8 * 1024) {
     // One vector a thread where a block of them holds a row: 0.2 us less on an H100 than two.
     t.tokens_a_thread = tokens <= 4 * 1024 ? 4 : 8;
     const auto threads = (tokens + t.tokens_a_thread - 1) / t.tokens_a_thread;
     t.block = t.group = static_cast<int>(std::max<std::int64_t>((threads + 31) / 32 * 32, 128));
-    t.grid = static_cast<int>(std::max<std::int64_t>(batch, 1));
+    t.grid = static_cast<int>(batch);
     t.splits = reduction == Reduction::kTokenMean ? t.grid : 1;
-    t.one_tile = batch > 0;
+    t.one_tile = true;
     return t;
   }
   const auto threads_a_row = std::max<std::int64_t>(1, (tokens + t.tokens_a_thread - 1) / t.tokens_a_thread);
@@ -62,7 +62,7 @@ inline Tuning tune(Reduction reduction, std::int64_t batch, std::int64_t tokens,
   }
   const std::int64_t spare = resident / std::max<std::int64_t>(batch, 1);
   if (spare >= 2 && t.chunks >= 2) {
-    // Few long rows: several blocks a row, at the price of one more barrier.
+    // Few long rows: several blocks a row, at the price of one more message.
     t.splits = static_cast<int>(std::min<std::int64_t>(spare, t.chunks));
     t.grid = static_cast<int>(batch) * t.splits;
     return t;
