@@ -1,4 +1,4 @@
-// Sums over a warp, part of one, and a block, always in the same order, so that results are bitwise repeatable.
+// Sums and maxima over a warp, part of one, and a block, always in the same order: results are bitwise repeatable.
 #pragma once
 
 #include <cstdint>
@@ -25,6 +25,13 @@ __device__ __forceinline__ T warp_sum(T v) {
 }
 
 __device__ __forceinline__ std::uint32_t warp_sum(std::uint32_t v) { return ptx::warp_sum_u32(v); }
+
+// The largest of a warp's values, of which none is NaN; all lanes get it. Floats with the bits of negative ones turned
+// over are in the order of integers.
+__device__ __forceinline__ float warp_max(float v) {
+  const auto ordered = [](int bits) { return bits < 0 ? bits ^ 0x7fffffff : bits; };
+  return __int_as_float(ordered(__reduce_max_sync(kFullWarp, ordered(__float_as_int(v)))));
+}
 
 // Sum over the block (a multiple of 32 threads); every thread gets it. `scratch` is shared memory for 32 values.
 template <class T>

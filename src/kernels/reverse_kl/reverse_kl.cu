@@ -43,7 +43,7 @@ bool same_vectors(const Logits& m, const Logits& like, const Problem& p, int ele
 
 // What Args::adjoin says.
 bool rows_adjoin(const Logits& m, const Problem& p, int elements) {
-  return p.vocab >= elements && m.stride_inner == p.vocab && m.data != p.grad.data;
+  return p.outer == 1 && p.vocab >= elements && m.stride_inner == p.vocab && m.data != p.grad.data;
 }
 
 // (outer, inner) as one dimension, where all tensors allow that.
@@ -61,6 +61,10 @@ Status run_cuda(const Problem& problem, void* stream) {
   if (Status s = current_device_info(&device); !s.ok()) return s;
   const int student_bytes = float_bytes(problem.student.dtype), teacher_bytes = float_bytes(problem.teacher.dtype);
   const int elements = vector_elements(student_bytes, teacher_bytes);
+  if (problem.outer * problem.inner >= std::int64_t{1} << 31) {
+    return Status(StatusCode::kValueError, "student_logits: expected fewer than 2^31 rows on CUDA, got " +
+                                               std::to_string(problem.outer * problem.inner));
+  }
   if (problem.vocab > std::int64_t{1} << 32) {
     return Status(StatusCode::kValueError,
                   "student_logits: expected at most 2^32 logits a row on CUDA, got " + std::to_string(problem.vocab));
@@ -76,10 +80,9 @@ Status run_cuda(const Problem& problem, void* stream) {
   args.dense = same_vectors(problem.student, problem.student, problem, elements) &&
                same_vectors(problem.teacher, problem.student, problem, elements) &&
                (!fused || same_vectors(problem.grad, problem.student, problem, elements));
-  const auto whole_vectors = [&](const Logits& m) {
-    return m.stride_inner % elements == 0 && (args.p.outer == 1 || m.stride_outer % elements == 0);
-  };
-  args.uniform = args.dense && (args.p.inner * args.p.outer <= 1 || whole_vectors(args.p.student));
+  const bool whole_vectors =
+      args.p.student.stride_inner % elements == 0 && (args.p.outer == 1 || args.p.student.stride_outer % elements == 0);
+  args.uniform = args.dense && (args.p.inner * args.p.outer <= 1 || whole_vectors);
   args.adjoin =
       args.dense && rows_adjoin(args.p.student, args.p, elements) && rows_adjoin(args.p.teacher, args.p, elements);
   args.tuning = tune({device->multiprocessors, device->shared_bytes_per_block}, problem.vocab, student_bytes,
@@ -93,15 +96,11 @@ Status run_cuda(const Problem& problem, void* stream) {
     return s;
   }
   if (t.parts > 1) resident = std::min(resident, kMaxBlocks);
-  const std::int64_t rows = std::max<std::int64_t>(problem.outer * problem.inner, 1);
-  const std::int64_t groups = std::min<std::int64_t>({resident / t.parts, kMaxGroups, rows});
-
-  args.groups = static_cast<int>(groups);
-  args.step_i = problem.inner > 0 ? groups / args.p.inner : 0;
-  args.step_j = problem.inner > 0 ? groups % args.p.inner : 0;
+  args.rows = static_cast<unsigned>(problem.outer * problem.inner);
+  args.groups = std::min({resident / t.parts, kMaxGroups, std::max(static_cast<int>(args.rows), 1)});
 
   LaunchConfig config;
-  config.grid = static_cast<unsigned>(groups * t.parts);
+  config.grid = static_cast<unsigned>(args.groups * t.parts);
   config.block = static_cast<unsigned>(block);
   config.shared_bytes = t.shared_bytes;
   config.stream = static_cast<cudaStream_t>(stream);

@@ -19,21 +19,24 @@
 
 namespace strop::reverse_kl {
 
-// Valid tokens of the whole mask. Every block reads all of it, which is cheaper than asking another.
-__device__ __forceinline__ unsigned long long count_valid(const Args& a, Shared& shared) {
-  constexpr int kN = 4;
-  unsigned long long n = 0;
-  for (std::int64_t i = 0; i < a.p.outer; ++i) {
-    for (std::int64_t j = threadIdx.x; j < a.p.inner; j += static_cast<std::int64_t>(blockDim.x) * kN) {
-      unsigned inside = 0;
+// Reads the whole mask, which is cheaper in every block than asking another.
+__device__ __forceinline__ void read_mask(const Args& a, Shared& shared) {
+  constexpr int kWords = 4;  // of 32 rows, on their way at once
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  unsigned n = 0;
+  for (unsigned first = warp * 32 * kWords; first < a.rows; first += blockDim.x * kWords) {
+    const Words<kWords> words = valid_rows<kWords>(a, first);
 #pragma unroll
-      for (int k = 0; k < kN; ++k) inside |= static_cast<unsigned>(j + k * blockDim.x < a.p.inner) << k;
-      const char* p = static_cast<const char*>(a.p.mask.data) +
-                      (i * a.p.mask.stride_outer + j * a.p.mask.stride_inner) * a.mask.bytes;
-      n += __popc(load_strided_mask<kN>(p, a.p.mask.stride_inner * blockDim.x * a.mask.bytes, a.mask, inside));
+    for (int w = 0; w < kWords; ++w) {
+      if (lane == w) {
+        n += __popc(words.word[w]);
+        if (first / 32 + w < ValidRows::kWords) shared.valid.words[first / 32 + w] = words.word[w];
+      }
     }
   }
-  return block_sum(n, shared.counts);
+  n = block_sum(n, shared.counts);
+  if (threadIdx.x == 0) shared.valid.count = n;
+  __syncthreads();  // read after write: what all have found
 }
 
 // Logits of the two tensors in vectors X and Y of as many elements.
@@ -48,12 +51,12 @@ __global__ void __launch_bounds__(32 * (kMaxWarps + 2), 1) reverse_kl_kernel(con
       ptx::mbarrier_init(&shared.row_there[place], 1);
     }
   }
-  const bool streams = static_cast<int>(threadIdx.x) < a.tuning.threads;
-  Ring<X, Y> ring(a, reinterpret_cast<char*>(&shared + 1), rank, group, kFused && !a.tuning.held ? 2 : 1);
-  if (streams) ring.start();
-  const unsigned long long n = count_valid(a, shared);  // its barriers are the mbarriers' initialisation's as well
-  const float weight = 1.f / static_cast<float>(n > 0 ? n : 1);
-  if (streams) {
+  read_mask(a, shared);  // its barriers are the mbarriers' initialisation's as well
+  const float weight = 1.f / static_cast<float>(max(shared.valid.count, 1u));
+  if (static_cast<int>(threadIdx.x) < a.tuning.threads) {
+    Ring<X, Y> ring(a, shared.valid, reinterpret_cast<char*>(&shared + 1), rank, group,
+                    kFused && !a.tuning.held ? 2 : 1);
+    ring.start();
     stream_rows<X, Y, kFused>(a, shared, ring, rank, group);
   } else {
     exchange_rows(a, shared, threadIdx.x / 32 - a.tuning.threads / 32, rank, group, weight);

@@ -11,11 +11,12 @@ namespace strop::reverse_kl {
 
 inline constexpr int kRows = 4;  // on their way between warps and blocks; a row's number modulo this is its place
 
-struct Shared {
+struct alignas(128) Shared {  // the rings come behind it, in whole lines
+  ValidRows valid;
   State warps[kRows][kMaxWarps];                       // of this part
   Gradient rows[kRows];                                // of all parts
   std::uint64_t warps_there[kRows], row_there[kRows];  // mbarriers: the above may be read
-  unsigned long long counts[32];
+  unsigned counts[32];
   float losses[32];
 };
 
@@ -54,24 +55,26 @@ __device__ __forceinline__ void exchange_rows(const Args& a, Shared& shared, int
                                               float weight) {
   Exchange& exchange = *static_cast<Exchange*>(a.p.workspace);
   const int lane = threadIdx.x % 32, warps = a.tuning.threads / 32, parts = a.tuning.parts;
-  Rows rows(a, group);
-  RowIndex row;
+  const bool fused = a.p.grad.data != nullptr;  // else the first part alone needs the sum
+  Rows rows(a, shared.valid, group);
+  unsigned row;
   float loss = 0;
-  for (std::int64_t i = 0; rows.next(a, row, [](const RowIndex&) {}); ++i) {
+  for (int i = 0; rows.next(a, shared.valid, row); ++i) {
     if ((i & 1) != first) continue;
     const int place = i % kRows;
     ptx::mbarrier_wait(&shared.warps_there[place], i / kRows & 1);  // read after write: the warps' States
     State s = warp_merge(lane < warps ? shared.warps[place][lane] : State{});
     if (parts > 1) {
       // By way of the first part: if all polled all, the polls would take a good part of L2's bandwidth. Write after
-      // read: these places are written again for row i + 4, when every part has sent that of row i + 2, and so received
-      // this one.
+      // read: these places are written again for row i + 4, by a part that has received this row's sum from the first,
+      // which therefore has read the part's; and by the first when every part has sent row i + 2, or here i + 4.
       StateMessage* const states = exchange.states[place];
       StateMessage* const total = &exchange.rows[place][group];
       if (rank > 0) {
         if (lane == 0) {
+          if (!fused && i >= kRows) receive_state(total, a.tag + i - kRows);
           send_state(&states[blockIdx.x], s, a.tag + i);
-          s = receive_state(total, a.tag + i);
+          if (fused) s = receive_state(total, a.tag + i);
         }
       } else {
         if (lane > 0) s = State{};

@@ -52,25 +52,25 @@ __device__ __forceinline__ void raise(State& s, float xmax, float ymax) {
   if (ymax > s.ymax) raise_y(s, ymax);
 }
 
-// A State that is being added to, and what its logits are shifted by.
+// A State that is being added to, and what its logits are shifted by: the same in all lanes of a warp.
 struct Running : State {
   float shift_x = 0, shift_y = 0;
 
-  // Makes room for logits up to these, which may be NaN.
+  // Makes room for logits up to these of all lanes, which may be NaN. All lanes of a warp, together.
   __device__ __forceinline__ void make_room(float x, float y) {
-    if (x > xmax || y > ymax) {
-      raise(*this, x, y);
+    if (__any_sync(kFullWarp, x > xmax || y > ymax)) {
+      raise(*this, warp_max(fmaxf(x, xmax)), warp_max(fmaxf(y, ymax)));
       shift_x = shift_of(xmax), shift_y = shift_of(ymax);
     }
   }
 
-  // Adds kN logits of each, none above the maxima. Whether one of them was infinite, or NaN.
-  template <int kN>
-  __device__ __forceinline__ bool add(const float (&x)[kN], const float (&y)[kN]) {
+  // Adds kM * kN logits of each, none above the maxima. Whether one of them was infinite, or NaN.
+  template <int kM, int kN>
+  __device__ __forceinline__ bool add(const float (&x)[kM][kN], const float (&y)[kM][kN]) {
     const float before = t;
 #pragma unroll
-    for (int i = 0; i < kN; ++i) {
-      const float x2 = fmaf(x[i], kLog2E, -shift_x), y2 = fmaf(y[i], kLog2E, -shift_y);
+    for (int i = 0; i < kM * kN; ++i) {
+      const float x2 = fmaf(x[i / kN][i % kN], kLog2E, -shift_x), y2 = fmaf(y[i / kN][i % kN], kLog2E, -shift_y);
       const float e = ptx::exp2_approx(x2);
       sx += e;
       sy += ptx::exp2_approx(y2);
@@ -79,8 +79,8 @@ struct Running : State {
     if (fabsf(t) < INFINITY) return false;
     t = before;  // once more, without 0 * inf; a NaN of x goes through sx
 #pragma unroll
-    for (int i = 0; i < kN; ++i) {
-      const float x2 = fmaf(x[i], kLog2E, -shift_x), y2 = fmaf(y[i], kLog2E, -shift_y);
+    for (int i = 0; i < kM * kN; ++i) {
+      const float x2 = fmaf(x[i / kN][i % kN], kLog2E, -shift_x), y2 = fmaf(y[i / kN][i % kN], kLog2E, -shift_y);
       const float e = ptx::exp2_approx(x2);
       if (e > 0.f) t = fmaf(e, x2 - y2, t);
     }
@@ -95,26 +95,18 @@ __device__ __forceinline__ void merge(State& s, State other) {
   s.sx += other.sx, s.t += other.t, s.sy += other.sy;
 }
 
-// One State from those of a warp's lanes, the same bits in each.
-__device__ __forceinline__ State warp_merge(State s) {
-  float xmax = s.xmax, ymax = s.ymax;
-#pragma unroll
-  for (int d = 16; d > 0; d /= 2) {
-    xmax = fmaxf(xmax, __shfl_xor_sync(kFullWarp, xmax, d));
-    ymax = fmaxf(ymax, __shfl_xor_sync(kFullWarp, ymax, d));
-  }
-  raise(s, xmax, ymax);
-#pragma unroll
-  for (int d = 16; d > 0; d /= 2) {
-    s.sx += __shfl_xor_sync(kFullWarp, s.sx, d);
-    s.t += __shfl_xor_sync(kFullWarp, s.t, d);
-    s.sy += __shfl_xor_sync(kFullWarp, s.sy, d);
-  }
+// One State from those of a warp's lanes, the same bits in each; `warp_sum` where their maxima are equal.
+__device__ __forceinline__ State warp_sum(State s) {
+  s.sx = strop::warp_sum(s.sx), s.t = strop::warp_sum(s.t), s.sy = strop::warp_sum(s.sy);
   return s;
+}
+__device__ __forceinline__ State warp_merge(State s) {
+  raise(s, warp_max(s.xmax), warp_max(s.ymax));
+  return warp_sum(s);
 }
 
 // d loss / d x of a logit, from the State of its whole row.
-struct Gradient {
+struct alignas(16) Gradient {
   float shift_x, shift_y, scale, scaled_mean;
 
   Gradient() = default;

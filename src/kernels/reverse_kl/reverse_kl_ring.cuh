@@ -23,44 +23,15 @@ __device__ __forceinline__ void wait_for_copies(int newer) {
   }
 }
 
-// These are rare and stay out of the way; rows and vectors go by value, so that the caller's stay in registers.
-
-// Vector v of a row element by element: one that lies partly outside, or is not contiguous. -inf outside.
-template <class V>
-__device__ __noinline__ void load_elements(V* to, Row row, int v, DType dtype) {
-  float f[V::kE];
-#pragma unroll
-  for (int e = 0; e < V::kE; ++e) {
-    f[e] = -INFINITY;
-    if (is_inside(row, v, V::kE, e))
-      f[e] = V::load_element(row, static_cast<std::int64_t>(v) * V::kE - row.shift + e, dtype);
-  }
-  V packed;
-  packed.from_floats(f, dtype);
-  *to = packed;
-}
-
-// Vector v with -inf for the elements that are not the row's.
+// Vector v with -inf for the elements that are not the row's. Out of the way and by value, like load_elements.
 template <class V>
 __device__ __noinline__ V keep_inside(V vector, Row row, int v, DType dtype) {
   float f[V::kE];
   vector.to_floats(f, dtype);
 #pragma unroll
-  for (int e = 0; e < V::kE; ++e) f[e] = is_inside(row, v, V::kE, e) ? f[e] : -INFINITY;
+  for (int e = 0; e < V::kE; ++e) f[e] = row.has(row.first_of<V::kE>(v) + e) ? f[e] : -INFINITY;
   vector.from_floats(f, dtype);
   return vector;
-}
-
-// Those elements of vector v that are the row's.
-template <class V>
-__device__ __noinline__ void store_elements(V vector, Row row, int v, DType dtype) {
-  float f[V::kE];
-  vector.to_floats(f, dtype);
-#pragma unroll
-  for (int e = 0; e < V::kE; ++e) {
-    if (is_inside(row, v, V::kE, e))
-      V::store_element(row, static_cast<std::int64_t>(v) * V::kE - row.shift + e, f[e], dtype);
-  }
 }
 
 template <class V>
@@ -76,14 +47,15 @@ template <class X, class Y>
 class Ring {
  public:
   // `passes` over each row.
-  __device__ __forceinline__ Ring(const Args& a, char* memory, int rank, int group, int passes)
+  __device__ __forceinline__ Ring(const Args& a, const ValidRows& valid, char* memory, int rank, int group, int passes)
       : a_(a),
-        rows_(a, group),
+        valid_(valid),
+        rows_(a, valid, group),
         rank_(rank),
         steps_(a.tuning.steps * passes),
         end_(a.tuning.slots * kVectors * a.tuning.threads),
-        x_row_(row_at<X>(a, a.p.student, {})),
-        y_row_(row_at<Y>(a, a.p.teacher, {})),
+        x_row_(row_from<X>(a, a.p.student, a.p.student.data)),
+        y_row_(row_from<Y>(a, a.p.teacher, a.p.teacher.data)),
         part_(a, x_row_, rank, X::kE) {
     // The wider vectors first, so that both arrays are aligned.
     constexpr bool kXFirst = sizeof(X) >= sizeof(Y);
@@ -126,7 +98,10 @@ class Ring {
           copy_vector(x_ + to, x_from_ + u * step * static_cast<int>(sizeof(X)));
           copy_vector(y_ + to, y_from_ + u * step * static_cast<int>(sizeof(Y)));
         } else if (v < part_.end) {
-          load_elements(x_ + to, x_row_, v, a_.p.student.dtype), load_elements(y_ + to, y_row_, v, a_.p.teacher.dtype);
+          // By way of variables: what a function returns right into memory, GCC hides from the emulator.
+          const X x = load_elements<X>(x_row_, x_row_.template first_of<X::kE>(v), a_.p.student.dtype, -INFINITY);
+          const Y y = load_elements<Y>(y_row_, y_row_.template first_of<Y::kE>(v), a_.p.teacher.dtype, -INFINITY);
+          x_[to] = x, y_[to] = y;
         }
       }
     }
@@ -145,23 +120,28 @@ class Ring {
  private:
   __device__ __forceinline__ void start_pass() {
     v_ = part_.begin + threadIdx.x;
-    x_from_ = x_row_.data + (static_cast<std::int64_t>(v_) * X::kE - x_row_.shift) * X::kSize;
-    y_from_ = y_row_.data + (static_cast<std::int64_t>(v_) * Y::kE - y_row_.shift) * Y::kSize;
+    x_from_ = x_row_.data + x_row_.template first_of<X::kE>(v_) * X::kSize;
+    y_from_ = y_row_.data + y_row_.template first_of<Y::kE>(v_) * Y::kSize;
   }
 
   __device__ __forceinline__ void next_row() {
-    RowIndex at;
-    if (!rows_.next(a_, at, [](const RowIndex&) {})) return;
+    unsigned row;
+    if (!rows_.next(a_, valid_, row)) return;
     left_ = steps_;
-    move_to<X>(x_row_, a_, a_.p.student, at), move_to<Y>(y_row_, a_, a_.p.teacher, at);
-    if (!a_.uniform) part_ = Part(a_, x_row_, rank_, X::kE);
+    move_to<X>(x_row_, part_, a_, a_.p.student, row, rank_);
+    if (a_.uniform) {
+      y_row_.data = data_at<Y>(a_, a_.p.teacher, row);
+    } else {
+      y_row_ = row_at<Y>(a_, a_.p.teacher, row);
+    }
     // Vectors that an end of the row cuts are copied whole where the rest is of the row beside it.
-    copy_begin_ = max(part_.begin, x_row_.full_begin - (x_row_.shift > 0 && a_.adjoin && at.j > 0));
-    copy_end_ = min(part_.end, x_row_.full_end + (a_.adjoin && at.j + 1 < a_.p.inner));
+    copy_begin_ = max(part_.begin, x_row_.full_begin - (x_row_.shift > 0 && a_.adjoin && row > 0));
+    copy_end_ = min(part_.end, x_row_.full_end + (a_.adjoin && row + 1 < a_.rows));
     start_pass();
   }
 
   const Args& a_;
+  const ValidRows& valid_;
   Rows rows_;
   int rank_, steps_, left_ = 0;  // of a row; of them, still to copy
   int next_slot_ = 0, end_, on_their_way_ = 0;

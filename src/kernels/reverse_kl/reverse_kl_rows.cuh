@@ -1,6 +1,7 @@
 // Which rows a group of blocks has, and where they lie.
 #pragma once
 
+#include "base/reduce.cuh"
 #include "base/row_vector.cuh"
 #include "base/strided_load.cuh"
 #include "kernels/reverse_kl/reverse_kl.h"
@@ -12,77 +13,115 @@ struct Args {
   Problem p;
   Tuning tuning;
   MaskFormat mask;
-  int groups;                   // of `parts` blocks
-  std::int64_t step_i, step_j;  // from a row to the group's next: groups / inner, groups % inner
-  std::uint64_t tag;            // of the launch's messages
-  bool uniform;                 // rows start at like addresses modulo a vector: all are cut alike
-  bool dense;                   // unit strides, and in every row the tensors' vectors start at the same elements
-  bool adjoin;  // rows of one `inner` lie one behind the other, each at least a vector long, and are not written
+  unsigned rows;      // outer * inner, less than 2^31
+  int groups;         // of `parts` blocks
+  std::uint64_t tag;  // of the launch's messages
+  bool uniform;       // rows start at like addresses modulo a vector: all are cut alike
+  bool dense;         // unit strides, and in every row the tensors' vectors start at the same elements
+  bool adjoin;        // rows lie one behind the other, each at least a vector long, and are not written
 };
 
-// A row, as a number and as an index into (outer, inner).
-struct RowIndex {
-  std::int64_t row, i, j;
-};
-
+// Rare, since (outer, inner) are usually one dimension, and out of the way, since a 64-bit division is long.
+__device__ __noinline__ std::int64_t offset_in_two_dimensions(unsigned row, std::int64_t inner,
+                                                              std::int64_t stride_outer, std::int64_t stride_inner) {
+  const std::int64_t i = row / static_cast<unsigned>(inner), j = row % static_cast<unsigned>(inner);
+  return i * stride_outer + j * stride_inner;
+}
 template <class V>
-__device__ __forceinline__ char* data_at(const Args& a, const Logits& m, const RowIndex& at) {
-  std::int64_t offset = at.j * m.stride_inner;
-  if (a.p.outer > 1) offset += at.i * m.stride_outer;
+__device__ __forceinline__ char* data_at(const Args& a, const Logits& m, unsigned row) {
+  const std::int64_t offset =
+      a.p.outer > 1 ? offset_in_two_dimensions(row, a.p.inner, m.stride_outer, m.stride_inner) : row * m.stride_inner;
   return static_cast<char*>(m.data) + offset * V::kSize;
 }
 template <class V>
-__device__ __forceinline__ Row row_at(const Args& a, const Logits& m, const RowIndex& at) {
-  return Row::make<V::kE>(data_at<V>(a, m, at), m.stride_vocab * V::kSize, a.p.vocab, V::kSize, a.dense);
+__device__ __forceinline__ Row row_from(const Args& a, const Logits& m, void* data) {
+  return Row::make<V::kE>(static_cast<char*>(data), m.stride_vocab * V::kSize, a.p.vocab, V::kSize, a.dense);
 }
-// The same, from another row of the tensor.
 template <class V>
-__device__ __forceinline__ void move_to(Row& row, const Args& a, const Logits& m, const RowIndex& at) {
-  if (a.uniform) {
-    row.data = data_at<V>(a, m, at);
+__device__ __forceinline__ Row row_at(const Args& a, const Logits& m, unsigned row) {
+  return row_from<V>(a, m, data_at<V>(a, m, row));
+}
+
+// Bit k of word w: row first + 32 w + k counts. All lanes of a warp, together.
+template <int kWords>
+struct Words {
+  unsigned word[kWords];
+};
+template <int kWords>
+__device__ __noinline__ Words<kWords> valid_rows(const Args& a, unsigned first) {
+  first += threadIdx.x % 32;
+  unsigned inside = 0, valid = 0;
+#pragma unroll
+  for (int w = 0; w < kWords; ++w) inside |= static_cast<unsigned>(first + 32 * w < a.rows) << w;
+  const Mask& m = a.p.mask;
+  if (a.p.outer > 1) {
+#pragma unroll 1
+    for (int w = 0; w < kWords; ++w) {
+      if (inside >> w & 1) {
+        const std::int64_t at = offset_in_two_dimensions(first + 32 * w, a.p.inner, m.stride_outer, m.stride_inner);
+        valid |= static_cast<unsigned>(mask_is_valid(static_cast<const char*>(m.data) + at * a.mask.bytes, a.mask))
+                 << w;
+      }
+    }
   } else {
-    row = row_at<V>(a, m, at);
+    const std::int64_t step = m.stride_inner * a.mask.bytes;
+    valid = load_strided_mask<kWords>(static_cast<const char*>(m.data) + first * step, 32 * step, a.mask, inside);
   }
+  Words<kWords> words;
+#pragma unroll
+  for (int w = 0; w < kWords; ++w) words.word[w] = __ballot_sync(kFullWarp, valid >> w & 1);
+  return words;
 }
 
-// Bit k: row `row` + k `step` is valid. All lanes of a warp, together.
-__device__ __noinline__ unsigned valid_rows(const Args& a, std::int64_t row, int step) {
-  row += static_cast<std::int64_t>(threadIdx.x % 32) * step;
-  std::int64_t i = 0, j = row;
-  if (a.p.outer > 1) i = row / a.p.inner, j = row - i * a.p.inner;
-  const char* p =
-      static_cast<const char*>(a.p.mask.data) + (i * a.p.mask.stride_outer + j * a.p.mask.stride_inner) * a.mask.bytes;
-  return __ballot_sync(0xffffffffu, row < a.p.outer * a.p.inner && mask_is_valid(p, a.mask));
-}
+// Which rows count, as far as the block has read the mask before; beyond that it is read again.
+struct ValidRows {
+  static constexpr int kWords = 256;
+  unsigned words[kWords];
+  unsigned count;  // of all
 
-// The rows of a group one after the other: group, group + groups, … All lanes of a warp, together.
+  // Bit k: row first + k counts. All lanes of a warp, together.
+  __device__ __forceinline__ unsigned word(const Args& a, unsigned first) const {
+    return first < 32 * kWords ? words[first / 32] : valid_rows<1>(a, first).word[0];
+  }
+};
+
+// The rows of a group: of those that count, or of those that do not, number group, group + groups, …, so that a mask
+// leaves every group as much work. All lanes of a warp, together.
 class Rows {
  public:
-  __device__ __forceinline__ Rows(const Args& a, int group) {
-    const int inner = static_cast<int>(min(a.p.inner, std::int64_t{kMaxGroups}));
-    next_ = {group, inner > 0 ? group / inner : 0, inner > 0 ? group % inner : 0};
+  __device__ __forceinline__ Rows(const Args& a, const ValidRows& valid, int group, bool masked = false)
+      : flip_(masked ? ~0u : 0), all_(valid.count == a.rows), skip_(group) {
+    if (all_) next_ = masked ? a.rows : group;
   }
 
-  // The next valid row, or false. `masked(row)` is called for those between.
-  template <class F>
-  __device__ __forceinline__ bool next(const Args& a, RowIndex& at, F&& masked) {
-    while (next_.i < a.p.outer && a.p.inner > 0) {
-      if (left_ == 0) valid_ = valid_rows(a, next_.row, a.groups), left_ = 32;
-      at = next_;
-      const bool valid = valid_ & 1;
-      valid_ >>= 1, --left_;
-      next_.row += a.groups, next_.i += a.step_i, next_.j += a.step_j;
-      if (next_.j >= a.p.inner) next_.j -= a.p.inner, ++next_.i;
-      if (valid) return true;
-      masked(at);
+  // The next row, or false.
+  __device__ __forceinline__ bool next(const Args& a, const ValidRows& valid, unsigned& row) {
+    if (all_) {
+      row = next_;
+      next_ += a.groups;
+      return row < a.rows;
     }
-    return false;
+    for (int n; n = __popc(bits_), n <= skip_;) {
+      skip_ -= n;
+      if (next_ >= a.rows) {
+        bits_ = 0;
+        return false;
+      }
+      bits_ = (valid.word(a, next_) ^ flip_) & (a.rows - next_ < 32 ? (1u << (a.rows - next_)) - 1 : ~0u);
+      next_ += 32;
+    }
+    for (; skip_ > 0; --skip_) bits_ &= bits_ - 1;
+    row = next_ - 33 + __ffs(static_cast<int>(bits_));
+    bits_ &= bits_ - 1;
+    skip_ = a.groups - 1;
+    return true;
   }
 
  private:
-  RowIndex next_;
-  unsigned valid_ = 0;
-  int left_ = 0;
+  unsigned next_ = 0;  // if all rows count, the next one; else the first of the next word
+  unsigned bits_ = 0, flip_;
+  bool all_;
+  int skip_;  // rows of other groups before the next
 };
 
 // A part of a row: vectors begin to end, of which thread t has begin + t, begin + t + threads, …
@@ -101,10 +140,15 @@ struct Part {
   }
 };
 
-// Whether element e of vector v, one that is not wholly in the row, is in it.
-__device__ __forceinline__ bool is_inside(const Row& row, int v, int kE, int e) {
-  const std::int64_t i = static_cast<std::int64_t>(v) * kE - row.shift + e;
-  return i >= 0 && i < row.elements;
+// From another row of the tensor to this one.
+template <class V>
+__device__ __forceinline__ void move_to(Row& at, Part& part, const Args& a, const Logits& m, unsigned row, int rank) {
+  if (a.uniform) {
+    at.data = data_at<V>(a, m, row);
+  } else {
+    at = row_at<V>(a, m, row);
+    part = Part(a, at, rank, V::kE);
+  }
 }
 
 }  // namespace strop::reverse_kl

@@ -15,15 +15,15 @@ __device__ __forceinline__ void stream_rows(const Args& a, Shared& shared, Ring<
   const DType x_dtype = a.p.student.dtype, y_dtype = a.p.teacher.dtype;
   const int warp = threadIdx.x / 32, steps = a.tuning.steps;
   const bool held = !kFused || a.tuning.held;
-  Rows rows(a, group);
+  Rows rows(a, shared.valid, group), masked_rows(a, shared.valid, group, true);
   int slot = 0, held_slot = 0;  // of the next vector to take; of the next one whose gradient is written
-  Row x_row = row_at<X>(a, a.p.student, {}), grad_row = row_at<X>(a, a.p.grad, {});
+  Row x_row = row_from<X>(a, a.p.student, a.p.student.data), grad_row = row_from<X>(a, a.p.grad, a.p.grad.data);
   Part x_part(a, x_row, rank, kE), grad_part(a, grad_row, rank, kE);
   const auto store = [&](int v, const X& out) {
     if (grad_part.is_whole(v)) {
       out.store(grad_row, v);
     } else {
-      store_elements(out, grad_row, v, x_dtype);
+      store_elements(out, grad_row, grad_row.template first_of<kE>(v), x_dtype);
     }
   };
   const auto gradient_of = [&](const Gradient& gradient, int slot_of_row, int u, auto guarded) {
@@ -35,12 +35,11 @@ __device__ __forceinline__ void stream_rows(const Args& a, Shared& shared, Ring<
     out.from_floats(g, x_dtype);
     return out;
   };
-  const auto write_gradient = [&](const RowIndex& row, std::int64_t i, bool guarded) {
+  const auto write_gradient = [&](unsigned row, int i, bool guarded) {
     ptx::mbarrier_wait(&shared.row_there[i % kRows], i / kRows & 1);  // read after write: the row's gradient
     if constexpr (kFused) {
       const Gradient gradient = shared.rows[i % kRows];
-      move_to<X>(grad_row, a, a.p.grad, row);
-      if (!a.uniform) grad_part = Part(a, grad_row, rank, kE);
+      move_to<X>(grad_row, grad_part, a, a.p.grad, row, rank);
       int from = held ? held_slot : slot;  // a reference would put both into local memory
       int v = grad_part.begin + threadIdx.x;
 #pragma unroll 1
@@ -70,13 +69,15 @@ __device__ __forceinline__ void stream_rows(const Args& a, Shared& shared, Ring<
       }
     }
   };
-  const auto write_zeros = [&](const RowIndex& row) {
-    if constexpr (kFused) {
-      move_to<X>(grad_row, a, a.p.grad, row);
-      if (!a.uniform) grad_part = Part(a, grad_row, rank, kE);
+  const auto write_zeros = [&] {  // in a masked row, if there is one more
+    unsigned row;
+    if (kFused && masked_rows.next(a, shared.valid, row)) {
+      move_to<X>(grad_row, grad_part, a, a.p.grad, row, rank);
 #pragma unroll 1
       for (int v = grad_part.begin + threadIdx.x; v < grad_part.end; v += a.tuning.threads) store(v, X{});
+      return true;
     }
+    return false;
   };
 
   // A vector that need not lie in the row, or not wholly: -inf where it does not.
@@ -90,15 +91,14 @@ __device__ __forceinline__ void stream_rows(const Args& a, Shared& shared, Ring<
 
   // How many rows later a row's State is waited for. Without a gradient only its place must be free again.
   const int lag = !held ? 0 : kFused ? 1 : kRows - 1;
-  RowIndex row, previous = {};
+  unsigned row, previous = 0;
   bool infinite = false, previous_infinite = false;  // a logit of this thread's part of the row
-  for (std::int64_t i = 0;; ++i, previous = row, previous_infinite = infinite) {
-    const bool more = rows.next(a, row, write_zeros);
+  for (int i = 0;; ++i, previous = row, previous_infinite = infinite) {
+    const bool more = rows.next(a, shared.valid, row);
     if (more) {
       Running s;
       infinite = false;
-      move_to<X>(x_row, a, a.p.student, row);
-      if (!a.uniform) x_part = Part(a, x_row, rank, kE);
+      if (!a.uniform) x_row = row_at<X>(a, a.p.student, row), x_part = Part(a, x_row, rank, kE);
       int v = x_part.begin + threadIdx.x;
 #pragma unroll 1
       for (int step = 0; step < steps; ++step) {
@@ -122,11 +122,11 @@ __device__ __forceinline__ void stream_rows(const Args& a, Shared& shared, Ring<
 #pragma unroll
         for (int u = 0; u < kVectors; ++u) {
           x[u].to_floats(xf[u], x_dtype), y[u].to_floats(yf[u], y_dtype);
-          infinite |= s.add(xf[u], yf[u]);
         }
+        infinite |= s.add(xf, yf);
         if (!kFused || !held) ring.release();
       }
-      const State of_warp = warp_merge(s);
+      const State of_warp = warp_sum(s);
       // Write after read: the exchanging warp has read what was in this place, as its row's State has been waited for;
       // and it may write that again once all lanes here have read it.
       __syncwarp();
@@ -135,9 +135,12 @@ __device__ __forceinline__ void stream_rows(const Args& a, Shared& shared, Ring<
         ptx::mbarrier_arrive(&shared.warps_there[i % kRows]);
       }
     }
-    if (lag == 0 && more) write_gradient(row, i, infinite);
-    if (lag > 0 && i >= lag) write_gradient(previous, i - lag, previous_infinite);
+    write_zeros();  // rather than wait
+    if (lag == 0 ? more : i >= lag)
+      write_gradient(lag == 0 ? row : previous, i - lag, lag == 0 ? infinite : previous_infinite);
     if (!more) break;
+  }
+  while (write_zeros()) {
   }
 }
 

@@ -341,6 +341,22 @@ TEST(ReverseKl, ManyRowsAGroup) {
   }
 }
 
+// More rows than a block keeps the mask of in shared memory.
+TEST(ReverseKlSmall, ManyMaskedRows) {
+  Random random(41);
+  for (const Backend& backend : all_backends()) {
+    for (const std::int64_t outer : {1, 2}) {
+      Case c;
+      c.outer = outer;
+      c.inner = 8300 / outer;
+      c.vocab = 3;
+      c.valid = 0.05;
+      if (outer > 1) c.mask_layout = Layout::kSliced;  // else (outer, inner) would be one dimension
+      check(c, backend, random);
+    }
+  }
+}
+
 TEST(ReverseKlSmall, DtypesMixed) {
   Random random(23);
   for (const Backend& backend : all_backends()) {

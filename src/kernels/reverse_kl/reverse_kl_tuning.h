@@ -11,11 +11,11 @@ namespace strop::reverse_kl {
 
 inline constexpr int kMaxWarps = 14;                   // of a block that stream; two more talk to other blocks
 inline constexpr int kVectors = 2;                     // of each tensor that a thread copies and reads at once: a step
-inline constexpr int kFewestSlots = 2, kMaxSlots = 8;  // of a thread's ring, each for a step
+inline constexpr int kFewestSlots = 2, kMaxSlots = 9;  // of a thread's ring, each for a step
 inline constexpr int kMaxParts = 64;                   // blocks a row
 inline constexpr int kMaxBlocks = 160;                 // that share rows
 inline constexpr int kMaxGroups = 1024;
-inline constexpr int kLargeRow = 1 << 14;  // vectors
+inline constexpr int kRowCost = 28;  // of a thread, in elements: what it does once a row (lab/004)
 
 struct Tuning {
   int parts = 1;         // blocks that share a row
@@ -66,25 +66,29 @@ inline Tuning tune(const Chip& chip, std::int64_t vocab, int student_bytes, int 
     t.shared_bytes = fixed_shared_bytes + static_cast<std::size_t>(t.slots) * slot_bytes;
     return t;
   };
-  // The share of lanes and multiprocessors that have work.
-  const auto used = [&](const Tuning& t) {
-    const double lanes = static_cast<double>(vectors) / (static_cast<double>(t.parts) * t.threads * kVectors * t.steps);
-    return t.parts == 1 ? lanes : lanes * (chip.multiprocessors / t.parts * t.parts) / chip.multiprocessors;
-  };
+  // Multiprocessors that have work.
+  const auto busy = [&](int parts) { return chip.multiprocessors / parts * parts; };
+  if (!fused) {
+    // Nothing is held. Long parts, since a row has its cost, but enough blocks for few rows; three steps at least.
+    const int most = static_cast<int>(
+        std::clamp<std::int64_t>(vectors / (3 * kVectors * 32 * kMaxWarps), 1, std::min(most_parts, 6)));
+    int best = most;
+    for (int parts = most - 1; 3 * parts >= 2 * most; --parts) {
+      if (busy(parts) > busy(best)) best = parts;
+    }
+    return cut(best);
+  }
   Tuning best = cut(1);
   if (best.held) return best;
-  if (!fused && vectors > kLargeRow) {
-    // Nothing is held: long parts, since a row costs a warp as much as some 20 vectors, but enough blocks for few rows.
-    for (int parts = 8; parts <= std::min(most_parts, 13); ++parts) {
-      if (const Tuning t = cut(parts); parts == 8 || used(t) > used(best)) best = t;
-    }
-    return best;
-  }
   int first = 2;  // the fewest parts that can be held
   while (first < most_parts && !cut(first).held) ++first;
+  // Warps wait for their own instructions more than for each other, so it is a thread's time that counts.
+  const auto time = [&](const Tuning& t) {
+    return static_cast<double>(t.steps * kVectors * elements + kRowCost) * t.parts / busy(t.parts);
+  };
   best = cut(std::max(1, std::min(first, most_parts)));
   for (int parts = first + 1; parts <= std::min(most_parts, 2 * first); ++parts) {
-    if (const Tuning t = cut(parts); t.held && used(t) > used(best)) best = t;
+    if (const Tuning t = cut(parts); t.held && time(t) <= time(best)) best = t;
   }
   return best;
 }
