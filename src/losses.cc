@@ -22,49 +22,15 @@
 namespace strop {
 namespace {
 
-using checks::device_text;
-using checks::elements_apart;
-using checks::Range;
-using checks::range_of;
-using checks::same_strides;
-using checks::shape_text;
-using checks::strides_text;
-using checks::tuple_text;
-using checks::type_error;
-using checks::value_error;
-
-constexpr bool is_loss_float(DType dtype) {
-  return dtype == DType::kFloat32 || dtype == DType::kFloat16 || dtype == DType::kBFloat16;
-}
-
-STROP_COLD Status float_error(const char* name, DType dtype) {
-  if (dtype == DType::kFloat64) {
-    return type_error(name, "float32, float16 or bfloat16", "float64 (the arithmetic is float32: convert it first)");
-  }
-  return type_error(name, "float32, float16 or bfloat16", dtype_name(dtype));
-}
+using namespace strop::checks;  // NOLINT(google-build-using-namespace)
 
 STROP_COLD Status shape_error(const char* name, const TensorView& view, const TensorView& like, int rank,
                               const char* like_name) {
-  return value_error(name, "shape " + tuple_text(like.shape, rank) + " like " + like_name,
-                     view.data == nullptr && view.rank == 0 ? "none" : shape_text(view));
-}
-
-STROP_COLD Status device_error(const char* name, const TensorView& view, const TensorView& like,
-                               const char* like_name) {
-  return value_error(name, device_text(like) + " like " + like_name, device_text(view));
+  return value_error(name, "shape " + tuple_text(like.shape, rank) + " like " + like_name, shape_text(view));
 }
 
 STROP_COLD Status scalar_error(const char* name, const char* expected, double value) {
   return value_error(name, expected, std::to_string(value));
-}
-
-STROP_COLD Status no_cuda_error(const char* name) {
-  return value_error(name, "a CPU tensor, as strop was built without CUDA", "a CUDA tensor");
-}
-
-bool same_device(const TensorView& a, const TensorView& b) {
-  return a.device == b.device && (a.device == DeviceType::kCpu || a.device_index == b.device_index);
 }
 
 // Whether the first `rank` sizes of the shapes agree and `view` has no more.
@@ -81,8 +47,7 @@ Status check_like(const char* name, const TensorView& view, const TensorView& li
                   bool empty) {
   if (!same_shape(view, like, rank)) [[unlikely]]
     return shape_error(name, view, like, rank, like_name);
-  if (!same_device(view, like)) [[unlikely]]
-    return device_error(name, view, like, like_name);
+  STROP_RETURN_IF_ERROR(check_same_device(name, view, like, like_name));
   if (view.data == nullptr && !empty) [[unlikely]]
     return value_error(name, "a tensor", "none");
   return {};
@@ -95,19 +60,7 @@ Status check_loss(const TensorView& loss, const TensorView& like, const char* li
     return value_error("loss", "a 0-dimensional tensor", "shape " + shape_text(loss));
   if (loss.data == nullptr) [[unlikely]]
     return value_error("loss", "a tensor", "none");
-  if (!same_device(loss, like)) [[unlikely]]
-    return device_error("loss", loss, like, like_name);
-  return {};
-}
-
-Status check_device(const char* name, const TensorView& view) {
-  if (view.device == DeviceType::kCpu) return {};
-  if (view.device != DeviceType::kCuda) [[unlikely]] {
-    return value_error(name, "a CPU or CUDA tensor", device_text(view));
-  }
-  if (!STROP_WITH_CUDA) [[unlikely]]
-    return no_cuda_error(name);
-  return {};
+  return check_same_device("loss", loss, like, like_name);
 }
 
 Status check_workspace(const Execution& execution) {
@@ -133,8 +86,7 @@ TensorView workspace_view(const Execution& execution) {
 // ---------------------------------------------------------------------------------------------- GRPO and BNPO
 
 Status policy_float(const char* name, const TensorView& view, const TensorView& policy, int rank, bool empty) {
-  if (!is_loss_float(view.dtype)) [[unlikely]]
-    return float_error(name, view.dtype);
+  STROP_RETURN_IF_ERROR(check_float(name, view.dtype));
   return check_like(name, view, policy, rank, "policy_logprobs", empty);
 }
 
@@ -145,13 +97,12 @@ policy_loss::Matrix matrix(const TensorView& view) {
 Status run_policy_loss(policy_loss::Reduction reduction, const PolicyLossInputs& in, const PolicyLossOptions& options,
                        const TensorView& loss, const TensorView& grad, const Execution& execution) {
   const TensorView& policy = in.policy_logprobs;
-  if (!is_loss_float(policy.dtype)) [[unlikely]]
-    return float_error("policy_logprobs", policy.dtype);
+  STROP_RETURN_IF_ERROR(check_float("policy_logprobs", policy.dtype));
   if (policy.rank != 2) [[unlikely]] {
     return value_error("policy_logprobs", "2 dimensions (B, T)",
                        policy.data == nullptr && policy.rank == 0 ? "none" : "shape " + shape_text(policy));
   }
-  STROP_RETURN_IF_ERROR(check_device("policy_logprobs", policy));
+  STROP_RETURN_IF_ERROR(check_device("policy_logprobs", policy, STROP_WITH_CUDA != 0));
   const bool empty = policy.shape[0] == 0 || policy.shape[1] == 0;
   if (policy.data == nullptr && !empty) [[unlikely]]
     return value_error("policy_logprobs", "a tensor", "none");
@@ -176,13 +127,12 @@ Status run_policy_loss(policy_loss::Reduction reduction, const PolicyLossInputs&
     p.ref = matrix(in.ref_logprobs);
   }
   const int advantages_rank = in.advantages.rank == 1 ? 1 : 2;
-  if (!is_loss_float(in.advantages.dtype)) [[unlikely]]
-    return float_error("advantages", in.advantages.dtype);
+  STROP_RETURN_IF_ERROR(check_float("advantages", in.advantages.dtype));
   if (!same_shape(in.advantages, policy, advantages_rank)) [[unlikely]] {
     return value_error(
         "advantages",
         "shape " + tuple_text(policy.shape, 1) + " or " + tuple_text(policy.shape, 2) + " like policy_logprobs",
-        in.advantages.data == nullptr && in.advantages.rank == 0 ? "none" : shape_text(in.advantages));
+        shape_text(in.advantages));
   }
   STROP_RETURN_IF_ERROR(policy_float("advantages", in.advantages, policy, advantages_rank, empty));
   if (in.completions_mask.dtype == DType::kOther) [[unlikely]] {
@@ -279,13 +229,12 @@ Status bnpo_loss(const PolicyLossInputs& inputs, const PolicyLossOptions& option
 Status reverse_kl_loss(const ReverseKlInputs& in, const TensorView& loss, const TensorView& grad,
                        const Execution& execution) {
   const TensorView& student = in.student_logits;
-  if (!is_loss_float(student.dtype)) [[unlikely]]
-    return float_error("student_logits", student.dtype);
+  STROP_RETURN_IF_ERROR(check_float("student_logits", student.dtype));
   if (student.rank != 2 && student.rank != 3) [[unlikely]] {
     return value_error("student_logits", "3 dimensions (N, C, V) or 2 (R, V)",
                        student.data == nullptr && student.rank == 0 ? "none" : "shape " + shape_text(student));
   }
-  STROP_RETURN_IF_ERROR(check_device("student_logits", student));
+  STROP_RETURN_IF_ERROR(check_device("student_logits", student, STROP_WITH_CUDA != 0));
   const int rank = student.rank;
   const std::int64_t vocab = student.shape[rank - 1];
   if (vocab <= 0) [[unlikely]] {
@@ -294,9 +243,7 @@ Status reverse_kl_loss(const ReverseKlInputs& in, const TensorView& loss, const 
   const bool empty = student.shape[0] == 0 || student.shape[rank - 2] == 0;
   if (student.data == nullptr && !empty) [[unlikely]]
     return value_error("student_logits", "a tensor", "none");
-  if (!is_loss_float(in.teacher_logits.dtype)) [[unlikely]] {
-    return float_error("teacher_logits", in.teacher_logits.dtype);
-  }
+  STROP_RETURN_IF_ERROR(check_float("teacher_logits", in.teacher_logits.dtype));
   STROP_RETURN_IF_ERROR(check_like("teacher_logits", in.teacher_logits, student, rank, "student_logits", empty));
   if (in.completions_mask.dtype == DType::kOther) [[unlikely]] {
     return type_error("completions_mask", "bool, an integer or a float dtype", dtype_name(DType::kOther));

@@ -52,12 +52,15 @@ STROP_COLD inline Status value_error(const char* name, const std::string& expect
 
 // ---- Dtypes and devices ---------------------------------------------------------------------------------------------
 
-// float32, float16 or bfloat16.
-inline Status check_float(const char* name, DType dtype) {
-  if (dtype == DType::kFloat32 || dtype == DType::kFloat16 || dtype == DType::kBFloat16) return {};
+STROP_COLD inline Status float_error(const char* name, DType dtype) {
   return type_error(
       name, "float32, float16 or bfloat16",
       dtype == DType::kFloat64 ? "float64 (the arithmetic is float32: convert it first)" : dtype_name(dtype));
+}
+// float32, float16 or bfloat16.
+inline Status check_float(const char* name, DType dtype) {
+  if (dtype == DType::kFloat32 || dtype == DType::kFloat16 || dtype == DType::kBFloat16) return {};
+  return float_error(name, dtype);
 }
 
 inline Status check_device(const char* name, const TensorView& view, bool with_cuda) {
@@ -69,11 +72,15 @@ inline Status check_device(const char* name, const TensorView& view, bool with_c
   return {};
 }
 
+STROP_COLD inline Status device_error(const char* name, const TensorView& view, const TensorView& like,
+                                      const char* like_name) {
+  return value_error(name, device_text(like) + " like " + like_name, device_text(view));
+}
 inline Status check_same_device(const char* name, const TensorView& view, const TensorView& like,
                                 const char* like_name) {
   if (view.device == like.device && (view.device == DeviceType::kCpu || view.device_index == like.device_index))
     return {};
-  return value_error(name, device_text(like) + " like " + like_name, device_text(view));
+  return device_error(name, view, like, like_name);
 }
 
 // That the data, where it is needed, are there and at a multiple of an element's size.
