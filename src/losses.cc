@@ -33,15 +33,6 @@ STROP_COLD Status scalar_error(const char* name, const char* expected, double va
   return value_error(name, expected, std::to_string(value));
 }
 
-// Whether the first `rank` sizes of the shapes agree and `view` has no more.
-bool same_shape(const TensorView& view, const TensorView& like, int rank) {
-  if (view.rank != rank) return false;
-  for (int d = 0; d < rank; ++d) {
-    if (view.shape[d] != like.shape[d]) return false;
-  }
-  return true;
-}
-
 // An input or output that is "like" another: same device; data there unless it is empty.
 Status check_like(const char* name, const TensorView& view, const TensorView& like, int rank, const char* like_name,
                   bool empty) {
@@ -191,23 +182,6 @@ Status run_policy_loss(policy_loss::Reduction reduction, const PolicyLossInputs&
 }
 
 // ---------------------------------------------------------------------------------------------- Reverse KL
-
-// Whether `a` and `b`, of one shape, share an element's memory. Exact where their ranges are disjoint or where they
-// are column ranges of one row-major buffer; anything else counts as shared.
-bool share_memory(const TensorView& a, const TensorView& b) {
-  if (!range_of(a).overlaps(range_of(b))) return false;
-  const int size = dtype_size(a.dtype);
-  const int last = a.rank - 1;
-  if (a.dtype != b.dtype || !same_strides(a, b) || a.strides[last] != 1) return true;
-  const std::int64_t pitch = a.strides[last - 1];
-  if (pitch <= 0 || (a.rank == 3 && a.strides[0] % pitch != 0)) return true;
-  std::int64_t bytes =
-      static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(b.data) - reinterpret_cast<std::uintptr_t>(a.data)) %
-      (pitch * size);
-  if (bytes < 0) bytes += pitch * size;
-  const std::int64_t width = a.shape[last] * size;
-  return bytes < width || bytes > pitch * size - width;
-}
 
 reverse_kl::Logits logits(const TensorView& view) {
   const bool flat = view.rank == 2;

@@ -25,7 +25,7 @@ using namespace strop::checks;  // NOLINT(google-build-using-namespace)
 Status check_matrix(const char* name, const TensorView& view, const TensorView& x) {
   if (view.dtype != x.dtype) [[unlikely]]
     return type_error(name, std::string(dtype_name(x.dtype)) + " like x", dtype_name(view.dtype));
-  if (view.rank != 2 || view.shape[0] != x.shape[0] || view.shape[1] != x.shape[1]) [[unlikely]]
+  if (!same_shape(view, x, 2)) [[unlikely]]
     return value_error(name, "shape " + tuple_text(x.shape, 2) + " like x", shape_text(view));
   STROP_RETURN_IF_ERROR(check_same_device(name, view, x, "x"));
   return check_data(name, view, x.shape[0] == 0);
@@ -54,12 +54,12 @@ Status check_output(const Named& output, const Named& source, const TensorView& 
                        "shape " + shape_text(output.view) + " with strides " + strides_text(output.view));
   }
   const bool in_place = output.view.data == source.view.data && same_strides(output.view, source.view);
-  if (!in_place && matrices_share_memory(output.view, source.view)) [[unlikely]] {
+  if (!in_place && share_memory(output.view, source.view)) [[unlikely]] {
     return value_error(output.name, std::string("memory of its own or exactly that of ") + source.name,
                        std::string("memory shared with ") + source.name + " in another layout");
   }
   for (const Named& other : others) {
-    if (matrices_share_memory(output.view, other.view)) [[unlikely]]
+    if (share_memory(output.view, other.view)) [[unlikely]]
       return value_error(output.name, "memory of its own", std::string("memory shared with ") + other.name);
   }
   return {};

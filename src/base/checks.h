@@ -50,7 +50,7 @@ STROP_COLD inline Status value_error(const char* name, const std::string& expect
   return {StatusCode::kValueError, std::string(name) + ": expected " + expected + ", got " + came};
 }
 
-// ---- Dtypes and devices ---------------------------------------------------------------------------------------------
+// ---- Dtypes, devices and shapes -------------------------------------------------------------------------------------
 
 STROP_COLD inline Status float_error(const char* name, DType dtype) {
   return type_error(
@@ -92,6 +92,15 @@ inline Status check_data(const char* name, const TensorView& view, bool empty) {
     return value_error(name, std::string("data aligned to ") + dtype_name(view.dtype), "a misaligned address");
   }
   return {};
+}
+
+// Whether `view` has `rank` dimensions, with the sizes of like's first.
+inline bool same_shape(const TensorView& view, const TensorView& like, int rank) {
+  if (view.rank != rank) return false;
+  for (int d = 0; d < rank; ++d) {
+    if (view.shape[d] != like.shape[d]) return false;
+  }
+  return true;
 }
 
 // ---- Memory ---------------------------------------------------------------------------------------------------------
@@ -143,18 +152,20 @@ inline bool elements_apart(const TensorView& view) {
   return true;
 }
 
-// Whether views (R, n) share an element's memory. Exact where their ranges are disjoint or where they are column
-// ranges of one row-major buffer; anything else counts as shared.
-inline bool matrices_share_memory(const TensorView& a, const TensorView& b) {
+// Whether two views share an element's memory. Exact where their ranges are disjoint or where they are column ranges of
+// one row-major buffer, each (R, n) or (N, C, n); anything else counts as shared.
+inline bool share_memory(const TensorView& a, const TensorView& b) {
   if (!range_of(a).overlaps(range_of(b))) return false;
-  const std::int64_t size = dtype_size(a.dtype), pitch = a.strides[0] * size;
-  if (a.rank != 2 || b.rank != 2 || a.dtype != b.dtype || a.shape[1] != b.shape[1] || a.shape[0] <= 1 ||
-      !same_strides(a, b) || a.strides[1] != 1 || pitch <= 0) {
+  const int last = a.rank - 1;
+  if ((a.rank != 2 && a.rank != 3) || a.dtype != b.dtype || !same_shape(b, a, a.rank) || !same_strides(a, b) ||
+      a.strides[last] != 1) {
     return true;
   }
+  const std::int64_t size = dtype_size(a.dtype), pitch = a.strides[last - 1] * size;
+  if (pitch <= 0 || (a.rank == 3 && a.strides[0] * size % pitch != 0)) return true;
   const auto distance =
       static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(b.data) - reinterpret_cast<std::uintptr_t>(a.data));
-  const std::int64_t bytes = (distance % pitch + pitch) % pitch, width = a.shape[1] * size;
+  const std::int64_t bytes = (distance % pitch + pitch) % pitch, width = a.shape[last] * size;
   return bytes < width || bytes > pitch - width;
 }
 
