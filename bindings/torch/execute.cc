@@ -32,15 +32,17 @@ struct alignas(64) HostWorkspace {
 // STROP_CLEAR_WORKSPACE=1: for compute-sanitizer's initcheck, which rightly sees that kernels poll memory nobody has
 // written (base/message.cuh).
 bool clear_wanted() {
-  static const bool wanted = [] {
-    const char* v = std::getenv("STROP_CLEAR_WORKSPACE");
-    return v != nullptr && std::strcmp(v, "1") == 0;
-  }();
+  static const bool wanted = switched_on("STROP_CLEAR_WORKSPACE");
   return wanted;
 }
 #endif
 
 }  // namespace
+
+bool switched_on(const char* variable) {
+  const char* value = std::getenv(variable);
+  return value != nullptr && std::strcmp(value, "1") == 0;
+}
 
 void use_torch_threads() { set_parallel_for(&torch_parallel, &torch_threads); }
 

@@ -11,6 +11,9 @@ namespace strop::binding {
 // symbol of a CUDA build of PyTorch is needed).
 Status current_stream(const TensorView& tensor, void** stream);
 
+// Whether the environment has variable=1.
+bool switched_on(const char* variable);
+
 // Lends PyTorch's thread pool to the CPU backend.
 void use_torch_threads();
 

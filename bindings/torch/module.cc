@@ -10,8 +10,6 @@
 #include <ATen/dlpack.h>
 #include <dlfcn.h>
 
-#include <cstdlib>
-#include <cstring>
 #include <string>
 #include <utility>
 
@@ -174,8 +172,7 @@ PyObject* make_tensor(const TensorView& like, DType dtype, int rank, TensorView&
 
 // Looks for THPVariable_Wrap and tries it; not with STROP_DLPACK_OUTPUTS=1, so that the other way can be tested.
 void find_wrap() {
-  const char* unwanted = std::getenv("STROP_DLPACK_OUTPUTS");
-  if (unwanted != nullptr && std::strcmp(unwanted, "1") == 0) return;
+  if (switched_on("STROP_DLPACK_OUTPUTS")) return;
   void* library = dlopen("libtorch_python.so", RTLD_LAZY | RTLD_NOLOAD);
   if (library == nullptr) return;
   wrap = reinterpret_cast<Wrap>(dlsym(library, "_Z16THPVariable_WrapRKN2at10TensorBaseE"));
