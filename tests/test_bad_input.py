@@ -144,6 +144,20 @@ def test_advantages_of_shape_b_by_1(fn: Function, device: str) -> None:
         fn.raw(case.replace(advantages=case.advantages.unsqueeze(1)))
 
 
+@pytest.mark.parametrize("dimensions", (5, 9, 40))
+def test_operators_refuse_more_dimensions_than_a_view_has(dimensions: int, device: str) -> None:
+    import strop  # noqa: F401
+
+    x = torch.zeros((1,) * dimensions, device=device)
+    ops = torch.ops.strop
+    for op in (ops.grpo_loss_fwd, ops.grpo_loss, ops.bnpo_loss_fwd, ops.bnpo_loss):
+        with pytest.raises(RuntimeError, match=f"policy_logprobs: expected at most 4 dimensions, got {dimensions}"):
+            op(x, x, x, x, x)
+    for op in (ops.reverse_kl_fwd, ops.reverse_kl, ops.reverse_kl_):
+        with pytest.raises(RuntimeError, match=f"student_logits: expected at most 4 dimensions, got {dimensions}"):
+            op(x, x, x)
+
+
 def test_inplace_errors_write_nothing(device: str) -> None:
     import strop
 

@@ -46,8 +46,9 @@ bool switched_on(const char* variable) {
 
 void use_torch_threads() { set_parallel_for(&torch_parallel, &torch_threads); }
 
-Status empty_tensor(const TensorView& like, DType dtype, int rank, TensorView& view, void** tensor) {
+std::int64_t make_row_major(TensorView& view, const TensorView& like, DType dtype, int rank) {
   view = like;
+  view.data = nullptr;
   view.dtype = dtype;
   view.rank = rank;
   std::int64_t elements = 1;
@@ -55,6 +56,11 @@ Status empty_tensor(const TensorView& like, DType dtype, int rank, TensorView& v
     view.strides[i] = elements;
     elements *= view.shape[i];
   }
+  return elements;
+}
+
+Status empty_tensor(const TensorView& like, DType dtype, int rank, TensorView& view, void** tensor) {
+  const std::int64_t elements = make_row_major(view, like, dtype, rank);
   const std::int32_t type = dtype == DType::kFloat16    ? aoti_torch_dtype_float16()
                             : dtype == DType::kBFloat16 ? aoti_torch_dtype_bfloat16()
                                                         : aoti_torch_dtype_float32();
@@ -66,8 +72,7 @@ Status empty_tensor(const TensorView& like, DType dtype, int rank, TensorView& v
     return Status(StatusCode::kRuntimeError, "PyTorch could not allocate an output of " + std::to_string(elements) +
                                                  " elements of " + dtype_name(dtype));
   }
-  static char nothing;
-  view.data = &nothing;  // null means "not given"
+  view.data = &nothing;
   if (elements > 0) aoti_torch_get_data_ptr(made, &view.data);
   *tensor = made;
   return {};

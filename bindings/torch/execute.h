@@ -30,8 +30,15 @@ class Workspace {
   void* tensor_ = nullptr;  // AtenTensorHandle
 };
 
-// A new row-major tensor of like's first `rank` sizes on its device, from PyTorch's allocator; `view` is its contents
-// and *tensor an AtenTensorHandle, the caller's to delete.
+// Where views of empty tensors point: null means "not given".
+inline char nothing;
+
+// Makes `view` a row-major one of like's first `rank` sizes on its device, over no memory yet; gives its elements'
+// number.
+std::int64_t make_row_major(TensorView& view, const TensorView& like, DType dtype, int rank);
+
+// A new tensor of that kind from PyTorch's allocator, for a dtype that the losses take; `view` is its contents and
+// *tensor an AtenTensorHandle, the caller's to delete.
 Status empty_tensor(const TensorView& like, DType dtype, int rank, TensorView& view, void** tensor);
 void delete_tensor(void* tensor);
 

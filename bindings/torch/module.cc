@@ -113,8 +113,7 @@ Read read_tensor(PyObject* object, const char* name, TensorView& view) {
     view.strides[i] = t.strides[i];
     empty |= t.shape[i] == 0;
   }
-  static char nothing;
-  if (empty) view.data = &nothing;  // null means "not given"
+  if (empty) view.data = &nothing;
   return Read::kOk;
 }
 
@@ -133,23 +132,17 @@ DLDataType dl_dtype(DType dtype) {
 using Wrap = PyObject* (*)(const void* tensor);
 Wrap wrap = nullptr;
 
-PyObject* make_tensor_by_dlpack(DLDataType dtype, TensorView& view) {
+PyObject* make_tensor_by_dlpack(const TensorView& like, DType dtype, int rank, TensorView& view) {
+  const std::int64_t elements = make_row_major(view, like, dtype, rank);
   DLTensor prototype = {};
   prototype.device = {view.device == DeviceType::kCuda ? kDLCUDA : kDLCPU, view.device_index};
-  prototype.dtype = dtype;
+  prototype.dtype = dl_dtype(dtype);
   prototype.ndim = view.rank;
   prototype.shape = view.shape;
   DLManagedTensorVersioned* made = nullptr;
   if (exchange->managed_tensor_allocator(&prototype, &made, nullptr, &set_error) != 0) return nullptr;
   const DLTensor& t = made->dl_tensor;
-  view.data = static_cast<char*>(t.data) + t.byte_offset;
-  std::int64_t elements = 1;
-  for (int i = view.rank - 1; i >= 0; --i) {
-    view.strides[i] = elements;
-    elements *= view.shape[i];
-  }
-  static char nothing;
-  if (elements == 0) view.data = &nothing;
+  view.data = elements == 0 ? &nothing : static_cast<char*>(t.data) + t.byte_offset;
   void* object = nullptr;
   if (exchange->managed_tensor_to_py_object_no_sync(made, &object) != 0) return nullptr;
   return static_cast<PyObject*>(object);
@@ -157,12 +150,7 @@ PyObject* make_tensor_by_dlpack(DLDataType dtype, TensorView& view) {
 
 // A new row-major tensor of like's first `rank` sizes; `view` is its contents.
 PyObject* make_tensor(const TensorView& like, DType dtype, int rank, TensorView& view) {
-  if (wrap == nullptr) {
-    view = like;
-    view.dtype = dtype;
-    view.rank = rank;
-    return make_tensor_by_dlpack(dl_dtype(dtype), view);
-  }
+  if (wrap == nullptr) return make_tensor_by_dlpack(like, dtype, rank, view);
   void* tensor = nullptr;
   if (const Status s = empty_tensor(like, dtype, rank, view, &tensor); !s.ok()) return raise(s);
   PyObject* object = wrap(tensor);

@@ -9,7 +9,6 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
-#include <utility>
 
 #include "execute.h"
 
@@ -72,7 +71,6 @@ TensorView view_of(const Tensor& t, const char* name) {
     check(Status(StatusCode::kValueError, std::string(name) + ": expected at most " + std::to_string(kMaxRank) +
                                               " dimensions, got " + std::to_string(t.dim())));
   }
-  static char nothing;
   v.data = t.numel() == 0 ? &nothing : t.data_ptr();
   v.dtype = dtype_of(t.scalar_type());
   v.device = t.is_cpu() ? DeviceType::kCpu : t.is_cuda() ? DeviceType::kCuda : DeviceType::kOther;
@@ -85,48 +83,37 @@ TensorView view_of(const Tensor& t, const char* name) {
   return v;
 }
 
-// Row-major, like `like` but for the dtype; rank 0 for the loss.
-Tensor empty(const Tensor& like, int rank, std::int32_t dtype) {
-  std::int64_t shape[kMaxRank], strides[kMaxRank], stride = 1;
-  for (int i = rank - 1; i >= 0; --i) {
-    shape[i] = like.size(i);
-    strides[i] = stride;
-    stride *= shape[i];
-  }
-  std::int32_t device_type;
-  aoti_torch_get_device_type(like.get(), &device_type);
-  AtenTensorHandle out = nullptr;
-  if (aoti_torch_empty_strided(rank, shape, strides, dtype, device_type, like.get_device_index(), &out) !=
-      AOTI_TORCH_SUCCESS) {
-    throw std::runtime_error("strop RuntimeError: PyTorch could not allocate an output");
-  }
-  return Tensor(out);
-}
+struct Output {
+  Tensor tensor;
+  TensorView view;
+};
 
-Tensor empty_loss(const Tensor& like) { return empty(like, 0, aoti_torch_dtype_float32()); }
-
-Tensor empty_grad(const Tensor& like) {
-  std::int32_t dtype;
-  aoti_torch_get_dtype(like.get(), &dtype);
-  return empty(like, static_cast<int>(like.dim()), dtype);
+Output empty(const TensorView& like, DType dtype, int rank) {
+  TensorView view;
+  void* tensor = nullptr;
+  check(empty_tensor(like, dtype, rank, view, &tensor));
+  return {Tensor(static_cast<AtenTensorHandle>(tensor)), view};
 }
+Output empty_loss(const TensorView& like) { return empty(like, DType::kFloat32, 0); }
+Output empty_grad(const TensorView& like) { return empty(like, like.dtype, like.rank); }
 
 using PolicyLoss = Status (*)(const PolicyLossInputs&, const PolicyLossOptions&, const TensorView&, const TensorView&,
                               const Execution&);
 
-void run_policy_loss(PolicyLoss core, const Tensor& policy, const Tensor& old_policy, const std::optional<Tensor>& ref,
-                     const Tensor& advantages, const Tensor& mask, double beta, double eps,
-                     const std::optional<double>& eps_high, const Tensor& loss, const Tensor* grad) {
+PolicyLossInputs policy_inputs(const Tensor& policy, const Tensor& old_policy, const std::optional<Tensor>& ref,
+                               const Tensor& advantages, const Tensor& mask) {
   PolicyLossInputs in;
   in.policy_logprobs = view_of(policy, "policy_logprobs");
   in.old_policy_logprobs = view_of(old_policy, "old_policy_logprobs");
   if (ref.has_value()) in.ref_logprobs = view_of(*ref, "ref_logprobs");
   in.advantages = view_of(advantages, "advantages");
   in.completions_mask = view_of(mask, "completions_mask");
-  const PolicyLossOptions options{beta, eps, eps_high};
-  const TensorView loss_view = view_of(loss, "loss"),
-                   grad_view = grad != nullptr ? view_of(*grad, "grad") : TensorView{};
-  check(execute(in.policy_logprobs, [&](const Execution& e) { return core(in, options, loss_view, grad_view, e); }));
+  return in;
+}
+
+void run_policy_loss(PolicyLoss core, const PolicyLossInputs& in, const PolicyLossOptions& options,
+                     const TensorView& loss, const TensorView& grad) {
+  check(execute(in.policy_logprobs, [&](const Execution& e) { return core(in, options, loss, grad, e); }));
 }
 
 template <PolicyLoss kCore>
@@ -134,52 +121,56 @@ struct PolicyOps {
   static Tensor fwd(const Tensor& policy, const Tensor& old_policy, const std::optional<Tensor>& ref,
                     const Tensor& advantages, const Tensor& mask, double beta, double eps,
                     std::optional<double> eps_high) {
-    Tensor loss = empty_loss(policy);
-    run_policy_loss(kCore, policy, old_policy, ref, advantages, mask, beta, eps, eps_high, loss, nullptr);
-    return loss;
+    const PolicyLossInputs in = policy_inputs(policy, old_policy, ref, advantages, mask);
+    const Output loss = empty_loss(in.policy_logprobs);
+    run_policy_loss(kCore, in, {beta, eps, eps_high}, loss.view, {});
+    return loss.tensor;
   }
 
   static std::tuple<Tensor, Tensor> fused(const Tensor& policy, const Tensor& old_policy,
                                           const std::optional<Tensor>& ref, const Tensor& advantages,
                                           const Tensor& mask, double beta, double eps, std::optional<double> eps_high) {
-    Tensor loss = empty_loss(policy), grad = empty_grad(policy);
-    run_policy_loss(kCore, policy, old_policy, ref, advantages, mask, beta, eps, eps_high, loss, &grad);
-    return {loss, grad};
+    const PolicyLossInputs in = policy_inputs(policy, old_policy, ref, advantages, mask);
+    const Output loss = empty_loss(in.policy_logprobs), grad = empty_grad(in.policy_logprobs);
+    run_policy_loss(kCore, in, {beta, eps, eps_high}, loss.view, grad.view);
+    return {loss.tensor, grad.tensor};
   }
 };
 // GCC 12 does not instantiate what is named in TORCH_BOX alone.
 template struct PolicyOps<&grpo_loss>;
 template struct PolicyOps<&bnpo_loss>;
 
-void run_reverse_kl(const Tensor& student, const Tensor& teacher, const Tensor& mask, const Tensor& loss,
-                    const Tensor* grad, bool in_place = false) {
+ReverseKlInputs reverse_kl_inputs(const Tensor& student, const Tensor& teacher, const Tensor& mask) {
   ReverseKlInputs in;
   in.student_logits = view_of(student, "student_logits");
   in.teacher_logits = view_of(teacher, "teacher_logits");
   in.completions_mask = view_of(mask, "completions_mask");
-  const TensorView loss_view = view_of(loss, "loss"),
-                   grad_view = grad != nullptr ? view_of(*grad, "grad") : TensorView{};
-  Status status =
-      execute(in.student_logits, [&](const Execution& e) { return reverse_kl_loss(in, loss_view, grad_view, e); });
-  check(in_place ? in_place_status(std::move(status)) : status);
+  return in;
+}
+
+Status run_reverse_kl(const ReverseKlInputs& in, const TensorView& loss, const TensorView& grad) {
+  return execute(in.student_logits, [&](const Execution& e) { return reverse_kl_loss(in, loss, grad, e); });
 }
 
 Tensor reverse_kl_fwd(const Tensor& student, const Tensor& teacher, const Tensor& mask) {
-  Tensor loss = empty_loss(student);
-  run_reverse_kl(student, teacher, mask, loss, nullptr);
-  return loss;
+  const ReverseKlInputs in = reverse_kl_inputs(student, teacher, mask);
+  const Output loss = empty_loss(in.student_logits);
+  check(run_reverse_kl(in, loss.view, {}));
+  return loss.tensor;
 }
 
 std::tuple<Tensor, Tensor> reverse_kl_fused(const Tensor& student, const Tensor& teacher, const Tensor& mask) {
-  Tensor loss = empty_loss(student), grad = empty_grad(student);
-  run_reverse_kl(student, teacher, mask, loss, &grad);
-  return {loss, grad};
+  const ReverseKlInputs in = reverse_kl_inputs(student, teacher, mask);
+  const Output loss = empty_loss(in.student_logits), grad = empty_grad(in.student_logits);
+  check(run_reverse_kl(in, loss.view, grad.view));
+  return {loss.tensor, grad.tensor};
 }
 
 Tensor reverse_kl_in_place(Tensor student, const Tensor& teacher, const Tensor& mask) {
-  Tensor loss = empty_loss(student);
-  run_reverse_kl(student, teacher, mask, loss, &student, true);
-  return loss;
+  const ReverseKlInputs in = reverse_kl_inputs(student, teacher, mask);
+  const Output loss = empty_loss(in.student_logits);
+  check(in_place_status(run_reverse_kl(in, loss.view, in.student_logits)));
+  return loss.tensor;
 }
 
 #define STROP_POLICY_ARGS                                                                          \
