@@ -97,10 +97,8 @@ class _FusedLossInPlace(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        (grad,) = ctx.saved_tensors
-        kept = torch._C._autograd._get_current_graph_task_keep_graph()
-        grad = grad * grad_output if kept else grad.mul_(grad_output)
-        return (None, grad, *([None] * ctx.n_rest))
+        (ctx.grad,) = ctx.saved_tensors
+        return (None, _scaled(ctx, grad_output), *([None] * ctx.n_rest))
 
 
 def _differentiable(
