@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 import sys
 import tempfile
@@ -62,10 +63,8 @@ def compile_first(jobs: list[dict], options: argparse.Namespace, settings: measu
     with tempfile.TemporaryDirectory() as folder:
         parts = []
         for job in jobs:
-            size = 1
-            for length in job["shape"]:
-                size *= length
-            need = max(24 * size, 2**31)  # inputs, as they are drawn in fp32, a gradient and as much again
+            # Inputs, as they are drawn in fp32, a gradient and as much again.
+            need = max(24 * math.prod(job["shape"]), 2**31)
             own = {"inductor_cache": Path(folder), "memory_share": min(1.0, need / memory), "compile_threads": 1}
             for dtype in options.dtypes:
                 part = {**job, "cases": [case for case in job["cases"] if case["dtype"] == dtype]}
