@@ -58,12 +58,7 @@ class Packed(torch.autograd.Function):
         return grad.mul_(g), None, None
 
 
-class PackedNoScale(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, first, fused, args):
-        loss, ctx.grad = fused(first, *args)
-        return loss
-
+class PackedNoScale(Packed):
     @staticmethod
     def backward(ctx, g):
         grad = ctx.grad
