@@ -132,15 +132,16 @@ def test_unit_stride_is_read_in_place(fn: Function, layout: Layout, device: str)
     if fn.is_policy:
         from support.cases import policy_case
 
-        case: Case = policy_case(fn.family, 64, 4099, generator("in place"), advantages_rank=2, device=device)
+        # Less than 1 MiB an output: of more, PyTorch's allocator on CUDA may hand out twice as much.
+        case: Case = policy_case(fn.family, 48, 4099, generator("in place"), advantages_rank=2, device=device)
     else:
         from support.cases import kl_case
 
-        case = kl_case((2, 3, 50_021), generator("in place"), device=device)
+        case = kl_case((2, 3, 20_011), generator("in place"), device=device)
     moved = laid_out(case, layout)
     outputs = 4 + (case.leaf.numel() * case.leaf.element_size() if fn.variant == "fused" else 0)
     smallest = case.mask.numel() if fn.is_policy else case.leaf.numel() * 4  # what a copy would take at least
-    slack = 2**16 + 4096  # the workspace, and rounding by the allocator
+    slack = 96 * 1024 + 4096  # the workspace, and rounding by the allocator
     assert smallest > slack
     fn.raw(moved)
     if device == "cuda":
