@@ -1,7 +1,7 @@
 // strop-emu: runs one call of a loss in the emulator, holds it against the oracle, and says what memory it moves.
 //
 //   strop-emu policy_loss --shape 4,300 --report
-//   strop-emu reverse_kl --shape 3,1000 --shared-kib 8 --map --schedules 5
+//   strop-emu reverse_kl --shape 3,1000 --shared-kib 9 --map --schedules 5
 //
 // Exit status: 0 where all is well, 1 where the emulator has found something or a result is wrong, 2 for bad arguments.
 #include <cuda_bf16.h>
