@@ -51,9 +51,8 @@ struct alignas(kElements* kBytes) Vector {
     return kBytes == 4 ? DType::kFloat32 : kDType == DType::kOther ? at_run_time : kDType;
   }
 
-  // Vector v of a row, one of the full ones; past L1.
-  __device__ __forceinline__ void load(const Row& row, int v) {
-    const char* p = row.data + static_cast<std::int64_t>(v) * sizeof(Vector) - row.shift * kBytes;
+  // At a multiple of its size; past L1.
+  __device__ __forceinline__ void load(const char* p) {
     if constexpr (kWords == 4) {
       const uint4 w = ptx::load_once_u128(p);
       words[0] = w.x, words[1] = w.y, words[2] = w.z, words[3] = w.w;
@@ -62,13 +61,17 @@ struct alignas(kElements* kBytes) Vector {
       words[0] = w.x, words[1] = w.y;
     }
   }
-  __device__ __forceinline__ void store(const Row& row, int v) const {
-    char* p = row.data + static_cast<std::int64_t>(v) * sizeof(Vector) - row.shift * kBytes;
+  __device__ __forceinline__ void store(char* p) const {
     if constexpr (kWords == 4) {
       ptx::store_streaming_u128(p, {words[0], words[1], words[2], words[3]});
     } else {
       ptx::store_streaming_u64(p, {words[0], words[1]});
     }
+  }
+
+  // Vector v of a row, one of the full ones.
+  __device__ __forceinline__ void store(const Row& row, int v) const {
+    store(row.data + static_cast<std::int64_t>(v) * sizeof(Vector) - row.shift * kBytes);
   }
 
   // A single element of the same dtype.

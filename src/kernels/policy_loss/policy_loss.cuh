@@ -76,14 +76,14 @@ __global__ void __launch_bounds__(1024, 1) policy_loss_kernel(const __grid_const
       if (!own_rows) count = count_of_segment(a, shared, exchange, segment * splits, count);
       weight = weight_of(a, count);
     }
-    float sum = any ? walk.tile(a, walk.first, rank).template compute<kFused>(a, raw, valid, weight) : 0.f;
+    float sum = any ? compute<kFused>(a, walk.tile(a, walk.first, rank), raw, valid, weight) : 0.f;
     for (std::int64_t i = walk.first + walk.step; i < walk.end; i += walk.step) {
       const Tile tile = walk.tile(a, i, rank);
       tile.load(a, mask);
       tile.load(a, raw);
       valid = tile.valid(a, mask);
       if (!kFused) n += __popc(valid);
-      sum += tile.template compute<kFused>(a, raw, valid, weight);
+      sum += compute<kFused>(a, tile, raw, valid, weight);
     }
     if (kFused) {
       loss += sum * weight;

@@ -31,31 +31,27 @@ struct DenseTile {
   static constexpr int kE = kVectorElements, kTokens = kVectors * kE;
   using V = Vector<kE, kBytes>;
   std::int64_t b;
-  int v;    // this thread's first vector
-  Row row;  // of policy_logprobs; the others' are cut alike
+  std::int64_t t;  // the first token of this thread's first vector
+  int v, step;     // that vector; from a vector to the next
+  Row row;         // of policy_logprobs; the others' are cut alike
 
   __device__ __forceinline__ DenseTile(const Args& a, std::int64_t row_index, std::int64_t chunk, int rank)
-      : b(row_index), v(static_cast<int>(chunk) * a.tuning.group * kVectors + rank) {
+      : b(row_index), v(static_cast<int>(chunk) * a.tuning.group * kVectors + rank), step(a.tuning.group) {
     row = Row::make<kE>(element(a.p.policy, b, 0, kBytes), kBytes, a.p.tokens, kBytes, true);
+    t = row.first_of<kE>(v);
   }
 
   // Where vector j of this thread lies: in the row whole, cut by one of its ends, or (neither) outside.
-  __device__ __forceinline__ bool is_full(const Args& a, int j) const {
-    const int i = v + j * a.tuning.group;
+  __device__ __forceinline__ bool is_full(int j) const {
+    const int i = v + j * step;
     return i >= row.full_begin && i < row.full_end;
   }
-  __device__ __forceinline__ bool is_cut(const Args& a, int j) const {
-    return !is_full(a, j) && token(a, j, 0) < row.elements;
-  }
-  // Element e of vector j of this thread, and whether it is in the row.
-  __device__ __forceinline__ std::int64_t token(const Args& a, int j, int e) const {
-    return row.first_of<kE>(v + j * a.tuning.group) + e;
-  }
-  // Whether vector j can be loaded whole: also where a row ends within it and the rest is of the row beside it.
+  __device__ __forceinline__ bool is_cut(int j) const { return !is_full(j) && token(j) < row.elements; }
+  __device__ __forceinline__ std::int64_t token(int j) const { return t + j * step * kE; }
+  // Whether a cut vector can be loaded whole: the rest is of the row beside it.
   __device__ __forceinline__ bool is_loadable(const Args& a, const Matrix& m, int j) const {
-    if (is_full(a, j)) return true;
-    const std::int64_t begin = b * a.p.tokens + token(a, j, 0);
-    return is_cut(a, j) && m.stride_b == a.p.tokens && begin >= 0 && begin + kE <= a.p.batch * a.p.tokens;
+    const std::int64_t begin = b * a.p.tokens + token(j);
+    return m.stride_b == a.p.tokens && begin >= 0 && begin + kE <= a.p.batch * a.p.tokens;
   }
 
   // Bytes of the mask, 4 a vector.
@@ -67,15 +63,16 @@ struct DenseTile {
 #pragma unroll
     for (int j = 0; j < kVectors; ++j) {
       mask.words[j] = 0;
-      if (is_loadable(a, a.p.mask, j)) {
-        mask.words[j] = ptx::load_once_u32(p + token(a, j, 0));
-      } else if (is_cut(a, j)) {
-        mask.words[j] = load_mask_cut(p, token(a, j, 0), row.elements);
+      if (is_full(j)) {
+        mask.words[j] = ptx::load_once_u32(p + token(j));
+      } else if (is_cut(j)) {
+        mask.words[j] =
+            is_loadable(a, a.p.mask, j) ? ptx::load_once_u32(p + token(j)) : load_mask_cut(p, token(j), row.elements);
       }
     }
   }
   // Bit k: token k of this thread is valid.
-  __device__ __forceinline__ unsigned valid(const Args& a, const Mask& mask) const {
+  __device__ __forceinline__ unsigned valid(const Args&, const Mask& mask) const {
     unsigned bits = 0;
 #pragma unroll
     for (int k = 0; k < kTokens; ++k) {
@@ -83,7 +80,7 @@ struct DenseTile {
     }
 #pragma unroll
     for (int j = 0; j < kVectors; ++j) {
-      if (is_cut(a, j)) bits &= ~(0xfu << j * kE) | inside_bits(token(a, j, 0), row.elements) << j * kE;
+      if (is_cut(j)) bits &= ~(0xfu << j * kE) | inside_bits(token(j), row.elements) << j * kE;
     }
     return bits;
   }
@@ -95,62 +92,68 @@ struct DenseTile {
 
   // Starts all loads but the mask's.
   __device__ __forceinline__ void load(const Args& a, Raw& raw) const {
-    load(a, a.p.policy, raw.policy);
-    load(a, a.p.old_policy, raw.old);
-    if (a.p.beta != 0.f) load(a, a.p.ref, raw.ref);
+    const char* const policy = element(a.p.policy, b, 0, kBytes) + t * kBytes;
+    const char* const old = element(a.p.old_policy, b, 0, kBytes) + t * kBytes;
+    const char* const ref = element(a.p.ref, b, 0, kBytes) + t * kBytes;
+#pragma unroll
+    for (int j = 0; j < kVectors; ++j) {
+      if (is_full(j)) {
+        const int offset = j * step * static_cast<int>(sizeof(V));
+        raw.policy[j].load(policy + offset), raw.old[j].load(old + offset);
+        if (a.p.beta != 0.f) raw.ref[j].load(ref + offset);
+      } else if (is_cut(j)) {
+        raw.policy[j] = load_cut(a, a.p.policy, j), raw.old[j] = load_cut(a, a.p.old_policy, j);
+        if (a.p.beta != 0.f) raw.ref[j] = load_cut(a, a.p.ref, j);
+      }
+    }
     const int bytes = float_bytes(a.p.advantages.dtype);
     const char* p = element(a.p.advantages, b, 0, bytes);
     raw.advantage = bytes == 4 ? ptx::load_once_u32(p) : ptx::load_once_u16(p);
   }
 
-  // The sum of the losses of this thread's valid tokens; stores the gradients times `weight`.
-  template <bool kStore>
+  // The sum of the losses of this thread's valid tokens; stores the gradients times `weight`. kRef: beta is not 0.
+  template <bool kStore, bool kRef>
   __device__ __forceinline__ float compute(const Args& a, const Raw& raw, unsigned valid, float weight) const {
     const float advantage = to_float(raw.advantage, a.p.advantages.dtype);
-    Row grad_row = row;
-    grad_row.data = static_cast<char*>(a.p.grad) + b * a.p.tokens * kBytes;
+    char* const grad_row = static_cast<char*>(a.p.grad) + b * a.p.tokens * kBytes;
     float sum = 0;
 #pragma unroll
     for (int j = 0; j < kVectors; ++j) {
       float x[kE], y[kE], z[kE] = {};
       raw.policy[j].to_floats(x, a.p.policy.dtype);
       raw.old[j].to_floats(y, a.p.old_policy.dtype);
-      if (a.p.beta != 0.f) raw.ref[j].to_floats(z, a.p.ref.dtype);
+      if (kRef) raw.ref[j].to_floats(z, a.p.ref.dtype);
 #pragma unroll
       for (int e = 0; e < kE; ++e) {
         float grad;
-        const float loss = token_loss(x[e], y[e], z[e], advantage, a.p, grad);
+        const float loss = token_loss<kRef>(x[e], y[e], z[e], advantage, a.p, grad);
         const bool v = valid >> (j * kE + e) & 1;
         sum += v ? loss : 0.f;
         x[e] = v ? grad * weight : 0.f;
       }
-      if (kStore) store(a, grad_row, j, x);
+      if (kStore) {
+        V out;
+        out.from_floats(x, a.p.policy.dtype);
+        if (is_full(j)) {
+          out.store(grad_row + token(j) * kBytes);
+        } else if (is_cut(j)) {
+          Row r = row;
+          r.data = grad_row;
+          store_elements(out, r, token(j), a.p.policy.dtype);
+        }
+      }
     }
     return sum;
   }
 
  private:
-  __device__ __forceinline__ void load(const Args& a, const Matrix& m, V (&out)[kVectors]) const {
+  __device__ __forceinline__ V load_cut(const Args& a, const Matrix& m, int j) const {
     Row r = row;
     r.data = element(m, b, 0, kBytes);
-#pragma unroll
-    for (int j = 0; j < kVectors; ++j) {
-      if (is_loadable(a, m, j)) {
-        out[j].load(r, v + j * a.tuning.group);
-      } else if (is_cut(a, j)) {
-        out[j] = load_elements<V>(r, token(a, j, 0), m.dtype, 0.f);
-      }
-    }
-  }
-
-  __device__ __forceinline__ void store(const Args& a, const Row& r, int j, const float (&f)[kE]) const {
-    V out;
-    out.from_floats(f, a.p.policy.dtype);
-    if (is_full(a, j)) {
-      out.store(r, v + j * a.tuning.group);
-    } else if (is_cut(a, j)) {
-      store_elements(out, r, token(a, j, 0), a.p.policy.dtype);
-    }
+    if (!is_loadable(a, m, j)) return load_elements<V>(r, token(j), m.dtype, 0.f);
+    V vector;
+    vector.load(r.data + token(j) * kBytes);
+    return vector;
   }
 };
 

@@ -30,9 +30,9 @@ __global__ void __launch_bounds__(1024, 1) policy_loss_row_kernel(const __grid_c
     unsigned long long count = block_sum(n, shared.counts);
     if (whole) count = count_of_segment(a, shared, exchange, 0, count);
     weight = weight_of(a, count);
-    loss = block_sum(tile.template compute<true>(a, raw, valid, weight), shared.losses) * weight;
+    loss = block_sum(compute<true>(a, tile, raw, valid, weight), shared.losses) * weight;
   } else {
-    loss = tile.template compute<false>(a, raw, valid, weight);
+    loss = compute<false>(a, tile, raw, valid, weight);
     block_sum(loss, n, shared.losses, shared.counts);
     if (!whole) loss *= weight_of(a, n);
   }
