@@ -22,9 +22,6 @@ __global__ void __launch_bounds__(1024, 1) policy_loss_row_kernel(const __grid_c
   typename Tile::Mask mask;
   typename Tile::Raw raw;
   tile.load(a, mask);
-  // No hazard: a large block's masks are all on their way before its first logprob, or they would queue behind those,
-  // and the gradients, which want the count, could not be computed while the rest arrives.
-  if (kFused && blockDim.x > 512) __syncthreads();
   tile.load(a, raw);
   const unsigned valid = tile.valid(a, mask);
   std::uint32_t n = __popc(valid);
