@@ -7,8 +7,9 @@
 //           and one for odd ones. The other warps go on meanwhile: they read row i + 1 before they write the gradient
 //           of row i, from the same ring, when its State has come. Nobody else waits for another block.
 // Bytes     2 reads and 1 write an element: at (8, 1024, 248320) bf16 12.2 GB fused.
-// Floor     bytes over the copy rate: 4.04 ms there on an H100, of which it reaches 95 %. Instructions come close to it:
-//           280 a step to read, 200 to write, some 500 a row and warp (lab/004-reverse-kl-ring).
+// Floor     bytes over the copy rate: 4.04 ms there on an H100, of which it reaches 95 %. Instructions come close to
+// it:
+//           280 a step to read, 200 to write, some hundreds a row and warp (lab/004-reverse-kl-ring).
 #pragma once
 
 #include "base/ptx/mbarrier.cuh"
