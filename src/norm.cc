@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/checks.h"
+#include "base/element.h"
 #include "kernels/norm/norm.h"
 
 #ifndef STROP_WITH_CUDA
@@ -82,6 +83,28 @@ emu::NamedView named_output(const char* name, const TensorView& view, const Tens
 }
 #endif
 
+Status check_eps(double eps) {
+  if (!(eps >= 0) || !std::isfinite(static_cast<float>(eps))) [[unlikely]]
+    return value_error("eps", "a finite number >= 0", std::to_string(eps));
+  return {};
+}
+
+// What all functions have in common of a Problem: its terms are to be filled in.
+norm::Problem problem(norm::Kind kind, std::int64_t rows, const TensorView& like, const TensorView& weight,
+                      const TensorView& bias, double eps, const NormOutputs& to) {
+  norm::Problem p;
+  p.kind = kind;
+  p.rows = rows;
+  p.n = like.shape[1];
+  p.dtype = like.dtype;
+  p.weight = parameter(weight);
+  p.bias = parameter(bias);
+  p.out = matrix(to.out);
+  p.residual_out = matrix(to.residual_out);
+  p.eps = static_cast<float>(eps);
+  return p;
+}
+
 Status run(norm::Kind kind, const NormInputs& in, double eps, const NormOutputs& to, void* stream) {
   const TensorView& x = in.x;
   STROP_RETURN_IF_ERROR(check_float("x", x.dtype));
@@ -98,8 +121,7 @@ Status run(norm::Kind kind, const NormInputs& in, double eps, const NormOutputs&
   if (kind == norm::Kind::kRms && in.bias.data != nullptr) [[unlikely]]
     return value_error("bias", "none, as rms_norm adds none", "a tensor");
   STROP_RETURN_IF_ERROR(check_parameter("bias", in.bias, x));
-  if (!(eps >= 0) || !std::isfinite(static_cast<float>(eps))) [[unlikely]]
-    return value_error("eps", "a finite number >= 0", std::to_string(eps));
+  STROP_RETURN_IF_ERROR(check_eps(eps));
 
   STROP_RETURN_IF_ERROR(check_output({"out", to.out}, {"x", x}, x,
                                      {{"residual", in.residual}, {"weight", in.weight}, {"bias", in.bias}}));
@@ -111,18 +133,9 @@ Status run(norm::Kind kind, const NormInputs& in, double eps, const NormOutputs&
   }
   if (x.shape[0] == 0) return {};
 
-  norm::Problem p;
-  p.kind = kind;
-  p.rows = x.shape[0];
-  p.n = x.shape[1];
-  p.dtype = x.dtype;
-  p.x = matrix(x);
-  p.residual = matrix(in.residual);
-  p.weight = parameter(in.weight);
-  p.bias = parameter(in.bias);
-  p.out = matrix(to.out);
-  p.residual_out = matrix(to.residual_out);
-  p.eps = static_cast<float>(eps);
+  norm::Problem p = problem(kind, x.shape[0], x, in.weight, in.bias, eps, to);
+  p.terms[0] = {matrix(x), {}};
+  p.terms[1] = {matrix(in.residual), {}};
 #if STROP_WITH_CUDA
   if (x.device == DeviceType::kCuda) {
 #if STROP_EMULATED
@@ -141,6 +154,76 @@ Status run(norm::Kind kind, const NormInputs& in, double eps, const NormOutputs&
   return norm::run_cpu(p);
 }
 
+// ---- Embeddings -----------------------------------------------------------------------------------------------------
+
+constexpr int kMaxTables = EmbeddingInputs::kMaxTables;
+static_assert(kMaxTables == norm::kMaxTerms);
+constexpr const char* kTableNames[] = {"tables[0]", "tables[1]", "tables[2]"};
+constexpr const char* kIdNames[] = {"ids[0]", "ids[1]", "ids[2]"};
+
+Status check_table(int k, const TensorView& table, const TensorView& first) {
+  const char* const name = kTableNames[k];
+  STROP_RETURN_IF_ERROR(check_float(name, table.dtype));
+  if (table.rank != 2 || table.shape[1] <= 0) [[unlikely]]
+    return value_error(name, "shape (V, n) with n at least 1", shape_text(table));
+  STROP_RETURN_IF_ERROR(check_device(name, table, STROP_WITH_CUDA != 0));
+  if (table.dtype != first.dtype) [[unlikely]]
+    return type_error(name, std::string(dtype_name(first.dtype)) + " like tables[0]", dtype_name(table.dtype));
+  if (table.shape[1] != first.shape[1]) [[unlikely]]
+    return value_error(name, "rows of " + std::to_string(first.shape[1]) + " elements like tables[0]",
+                       "shape " + shape_text(table));
+  STROP_RETURN_IF_ERROR(check_same_device(name, table, first, "tables[0]"));
+  return check_data(name, table, table.shape[0] == 0);
+}
+
+Status check_ids(int k, const TensorView& ids, const TensorView& first, const TensorView& table) {
+  const char* const name = kIdNames[k];
+  if (ids.dtype != DType::kInt32 && ids.dtype != DType::kInt64) [[unlikely]]
+    return type_error(name, "int32 or int64", dtype_name(ids.dtype));
+  if (ids.rank != 1) [[unlikely]]
+    return value_error(name, "shape (R,)", shape_text(ids));
+  if (ids.shape[0] != first.shape[0]) [[unlikely]]
+    return value_error(name, "shape " + shape_text(first) + " like ids[0]", shape_text(ids));
+  STROP_RETURN_IF_ERROR(check_same_device(name, ids, table, "tables[0]"));
+  return check_data(name, ids, ids.shape[0] == 0);
+}
+
+// In host memory: that every id names a row.
+Status check_range(int k, const TensorView& ids, std::int64_t rows) {
+  for (std::int64_t r = 0; r < ids.shape[0]; ++r) {
+    const std::int64_t i = r * ids.strides[0];
+    const std::int64_t id =
+        ids.dtype == DType::kInt32 ? load_as<std::int32_t>(ids.data, i) : load_as<std::int64_t>(ids.data, i);
+    if (id < 0 || id >= rows) [[unlikely]] {
+      return value_error(kIdNames[k], "ids from 0 to " + std::to_string(rows - 1) + ", the rows of " + kTableNames[k],
+                         std::to_string(id) + " at " + std::to_string(r));
+    }
+  }
+  return {};
+}
+
+// `like` has the output's shape and the tables' dtype and device.
+Status check_fresh(const Named& output, const TensorView& like, const EmbeddingInputs& in, const TensorView& other) {
+  STROP_RETURN_IF_ERROR(check_matrix(output.name, output.view, like));
+  if (!elements_apart(output.view)) [[unlikely]] {
+    return value_error(output.name, "elements that share no memory",
+                       "shape " + shape_text(output.view) + " with strides " + strides_text(output.view));
+  }
+  const auto shared_with = [&]() -> const char* {
+    for (int k = 0; k < kMaxTables; ++k) {
+      if (share_memory(output.view, in.tables[k])) return kTableNames[k];
+      if (share_memory(output.view, in.ids[k])) return kIdNames[k];
+    }
+    return share_memory(output.view, in.weight) ? "weight"
+           : share_memory(output.view, in.bias) ? "bias"
+           : share_memory(output.view, other)   ? "out"
+                                                : nullptr;
+  };
+  if (const char* const name = shared_with(); name != nullptr) [[unlikely]]
+    return value_error(output.name, "memory of its own", std::string("memory shared with ") + name);
+  return {};
+}
+
 }  // namespace
 
 Status layer_norm(const NormInputs& inputs, double eps, const NormOutputs& outputs, void* stream) {
@@ -149,6 +232,58 @@ Status layer_norm(const NormInputs& inputs, double eps, const NormOutputs& outpu
 
 Status rms_norm(const NormInputs& inputs, double eps, const NormOutputs& outputs, void* stream) {
   return run(norm::Kind::kRms, inputs, eps, outputs, stream);
+}
+
+Status embedding_norm(const EmbeddingInputs& in, double eps, const NormOutputs& to, void* stream) {
+  const TensorView& first = in.tables[0];
+  int tables = 1;
+  while (tables < kMaxTables && in.tables[tables].rank != 0) ++tables;
+  for (int k = 0; k < tables; ++k) {
+    STROP_RETURN_IF_ERROR(check_table(k, in.tables[k], first));
+    STROP_RETURN_IF_ERROR(check_ids(k, in.ids[k], in.ids[0], first));
+  }
+  for (int k = tables; k < kMaxTables; ++k) {
+    if (in.tables[k].rank != 0) [[unlikely]]
+      return value_error(kTableNames[k], "none, as " + std::string(kTableNames[tables]) + " is none", "a tensor");
+    if (in.ids[k].rank != 0) [[unlikely]]
+      return value_error(kIdNames[k], "none, as " + std::string(kTableNames[k]) + " is none", "a tensor");
+  }
+  STROP_RETURN_IF_ERROR(check_parameter("weight", in.weight, first));
+  STROP_RETURN_IF_ERROR(check_parameter("bias", in.bias, first));
+  STROP_RETURN_IF_ERROR(check_eps(eps));
+  TensorView like = first;  // its data is not looked at
+  like.shape[0] = in.ids[0].shape[0];
+  STROP_RETURN_IF_ERROR(check_fresh({"out", to.out}, like, in, {}));
+  if (to.residual_out.data != nullptr)
+    STROP_RETURN_IF_ERROR(check_fresh({"residual_out", to.residual_out}, like, in, to.out));
+  if (like.shape[0] == 0) return {};
+
+  norm::Problem p = problem(norm::Kind::kLayer, like.shape[0], like, in.weight, in.bias, eps, to);
+  for (int k = 0; k < tables; ++k) {
+    const TensorView &table = in.tables[k], &ids = in.ids[k];
+    p.terms[k] = {matrix(table), {ids.data, ids.strides[0], ids.dtype, table.shape[0]}};
+  }
+#if STROP_WITH_CUDA
+  if (first.device == DeviceType::kCuda) {
+#if STROP_EMULATED
+    const emu::Names names({{"tables[0]", in.tables[0]},
+                            {"tables[1]", in.tables[1]},
+                            {"tables[2]", in.tables[2]},
+                            {"ids[0]", in.ids[0]},
+                            {"ids[1]", in.ids[1]},
+                            {"ids[2]", in.ids[2]},
+                            {"weight", in.weight},
+                            {"bias", in.bias},
+                            {"out", to.out, emu::Access::kOutput},
+                            {"residual_out", to.residual_out, emu::Access::kOutput}});
+#endif
+    return norm::run_cuda(p, stream);
+  }
+#else
+  static_cast<void>(stream);
+#endif
+  for (int k = 0; k < tables; ++k) STROP_RETURN_IF_ERROR(check_range(k, in.ids[k], in.tables[k].shape[0]));
+  return norm::run_cpu(p);
 }
 
 }  // namespace strop

@@ -1,6 +1,7 @@
-// Normalisation over the last dimension, alone or fused with the addition of a residual stream before it.
+// Normalisation over the last dimension, alone or fused with what comes before it: the addition of a residual stream,
+// or the sum of embeddings.
 //
-// Both functions take views and return a Status. They allocate nothing and, on CUDA, start at most one kernel on the
+// All functions take views and return a Status. They allocate nothing and, on CUDA, start at most one kernel on the
 // given stream (a cudaStream_t of x's device; ignored on the CPU) and do not wait for it. The device of x decides the
 // backend.
 //
@@ -42,5 +43,21 @@ Status layer_norm(const NormInputs& inputs, double eps, const NormOutputs& outpu
 // out = s / sqrt(mean(s^2) + eps) * weight (Zhang, Sennrich 2019, arXiv:1910.07467). Squares of |s| above 1.8e19
 // overflow.
 Status rms_norm(const NormInputs& inputs, double eps, const NormOutputs& outputs, void* stream = nullptr);
+
+// Rows looked up in tables, added up and normalised: what an encoder begins with (words, positions, token types).
+struct EmbeddingInputs {
+  static constexpr int kMaxTables = 3;
+  // (V_k, n) in one dtype, float32, float16 or bfloat16; any strides and numbers of rows. One at least; those that are
+  // not there come last. Tables may share memory with each other.
+  TensorView tables[kMaxTables];
+  // (R,), int32 or int64, one for each table; any stride, 0 included.
+  TensorView ids[kMaxTables];
+  TensorView weight, bias;  // (n,), any of the three float dtypes, or none
+};
+
+// out = layer_norm(sum_k tables[k][ids[k]]), and the sum itself in residual_out where that is given. The sum is taken
+// in fp32, in the order of the tables, and rounded as above. An id outside of its table: on the CPU an error that names
+// it, with nothing written; on CUDA, where that would have to be waited for, a row of NaN.
+Status embedding_norm(const EmbeddingInputs& inputs, double eps, const NormOutputs& outputs, void* stream = nullptr);
 
 }  // namespace strop

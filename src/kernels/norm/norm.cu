@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <string>
 
 #include "base/device.h"
@@ -45,8 +46,10 @@ Status run_cuda(const Problem& p, void* stream) {
                   "x: expected at most 2^30 elements a row on CUDA, got " + std::to_string(p.n));
   }
   const int bytes = float_bytes(p.dtype);
-  const bool dense = is_dense(p.x, bytes) && is_dense(p.residual, bytes) && is_dense(p.out, bytes) &&
-                     is_dense(p.residual_out, bytes) && is_dense(p.weight, 16 / bytes) && is_dense(p.bias, 16 / bytes);
+  const bool dense =
+      std::all_of(std::begin(p.terms), std::end(p.terms), [&](const Term& t) { return is_dense(t, bytes); }) &&
+      is_dense(p.out, bytes) && is_dense(p.residual_out, bytes) && is_dense(p.weight, 16 / bytes) &&
+      is_dense(p.bias, 16 / bytes);
   Args args;
   args.p = p;
   args.tuning = tune(p.n, dense);

@@ -1,9 +1,9 @@
-// LayerNorm and RMSNorm with a fused residual on CUDA; the maths is in norm.h.
+// LayerNorm and RMSNorm of a sum (a residual, embedding tables) on CUDA; the maths is in norm.h.
 //
 // Purpose. A row's mean and variance need all of it before any of it can be written: a row is read once, kept in
-// registers as fp32 (s = x + residual, unrounded), and normalised there. Short rows have a warp each and no barrier,
-// longer ones a block; rows beyond what a block's registers hold are read once a pass, the later times from L2 (kept
-// apart, in norm_long_kernel). norm_tuning.h says which.
+// registers as fp32 (s, the sum of its terms, unrounded), and normalised there. Short rows have a warp each and no
+// barrier, longer ones a block; rows beyond what a block's registers hold are read once a pass, the later times from L2
+// (kept apart, in norm_long_kernel). norm_tuning.h says which.
 //
 // Bytes. (R, n) of b bytes: 2 b R n, and 2 b R n more with the residual; weight and bias once from memory, else from
 // L1 and L2. On an H100 at 3.35 TB/s: 4096 x 768 fp16 3.8 us, with the residual 7.5 us; 8192 x 4096 bf16 with the
@@ -15,92 +15,13 @@
 
 #include "base/ptx/grid.cuh"
 #include "base/reduce.cuh"
-#include "kernels/norm/norm_slot.cuh"
-#include "kernels/norm/norm_tuning.h"
+#include "kernels/norm/norm_part.cuh"
 #include "strop/launch.h"
 
 namespace strop::norm {
 
-struct Args {
-  Problem p;
-  Tuning tuning;
-  float inverse_n = 1;
-};
-
 struct Shared {
   float first[32], second[32];  // a warp's sums each
-};
-
-// The elements of one row that a thread holds: kFloats of them, from the row's element `base` on. Slot j of the thread
-// is the (j * threads + rank)-th.
-template <class Slot, int kFloats>
-struct Part {
-  static constexpr int kE = Slot::kE, kSlots = kFloats / kE;
-  const Args& a;
-  std::int64_t row;
-  int base, rank;
-  typename Slot::Values v[kSlots];
-
-  __device__ __forceinline__ int index(int j) const { return base + (j * a.tuning.threads + rank) * kE; }
-  __device__ __forceinline__ int left(int j) const { return static_cast<int>(a.p.n) - index(j); }
-  __device__ __forceinline__ char* start(const Matrix& m) const {
-    return static_cast<char*>(m.data) + row * m.stride_row * float_bytes(a.p.dtype);
-  }
-
-  // s; 0 beyond the row's end.
-  __device__ __forceinline__ void load() {
-#pragma unroll
-    for (int j = 0; j < kSlots; ++j) v[j] = Slot::load(start(a.p.x), a.p.x.stride, index(j), left(j), a.p.dtype);
-    if (a.p.residual.data == nullptr) return;
-#pragma unroll
-    for (int j = 0; j < kSlots; ++j) {
-      const auto r = Slot::load(start(a.p.residual), a.p.residual.stride, index(j), left(j), a.p.dtype);
-#pragma unroll
-      for (int e = 0; e < kE; ++e) v[j].f[e] += r.f[e];
-    }
-  }
-
-  __device__ __forceinline__ void store(const Matrix& m) const {
-#pragma unroll
-    for (int j = 0; j < kSlots; ++j) Slot::store(start(m), m.stride, index(j), left(j), a.p.dtype, v[j]);
-  }
-
-  __device__ __forceinline__ float sum() const {
-    float sum = 0;
-#pragma unroll
-    for (int j = 0; j < kSlots; ++j) {
-#pragma unroll
-      for (int e = 0; e < kE; ++e) sum += v[j].f[e];
-    }
-    return sum;
-  }
-
-  // From s to t = s - shift, adding up t and t^2; nothing beyond the row's end.
-  __device__ __forceinline__ void shift(float shift, float& first, float& second) {
-#pragma unroll
-    for (int j = 0; j < kSlots; ++j) {
-#pragma unroll
-      for (int e = 0; e < kE; ++e) {
-        const float t = e < left(j) ? v[j].f[e] - shift : 0.f;
-        first += t, second = fmaf(t, t, second);
-        v[j].f[e] = t;
-      }
-    }
-  }
-
-  // From t to out.
-  __device__ __forceinline__ void normalize(float offset, float scale) {
-#pragma unroll
-    for (int j = 0; j < kSlots; ++j) {
-      typename Slot::Values weight, bias = {};
-#pragma unroll
-      for (int e = 0; e < kE; ++e) weight.f[e] = 1;
-      if (a.p.weight.data != nullptr) weight = Slot::load_parameter(a.p.weight, index(j), left(j));
-      if (a.p.bias.data != nullptr) bias = Slot::load_parameter(a.p.bias, index(j), left(j));
-#pragma unroll
-      for (int e = 0; e < kE; ++e) v[j].f[e] = fmaf((v[j].f[e] - offset) * scale, weight.f[e], bias.f[e]);
-    }
-  }
 };
 
 // What the sums of t and t^2 over a row say; LayerNorm's offset d, and 1 / sqrt(var + eps).

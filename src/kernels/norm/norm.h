@@ -1,6 +1,7 @@
-// LayerNorm and RMSNorm with a fused residual: the contract between the public API and the backends.
+// LayerNorm and RMSNorm of a sum, x + residual or rows of embedding tables: the contract between the public API and the
+// backends.
 //
-// Maths. With s = x + residual, per row of n elements
+// Maths. With s the sum of one to three terms, per row of n elements
 //   LayerNorm:  out = (s - mean) / sqrt(var + eps) weight + bias,  var = mean((s - mean)^2)
 //   RMSNorm:    out = s / sqrt(mean(s^2) + eps) weight
 // The mean is found in two steps: m, the rounded mean of s, and d = mean(s - m), what m is off by. Then
@@ -8,9 +9,9 @@
 // at the price of one more sum beside the variance's. It matters where rows have an offset: at a mean of 1e4 and a
 // spread of 1, m alone puts up to 5e-4 into every output, half a unit in its last place.
 //
-// Bytes. x and residual are read once, out and residual_out written once, weight and bias read once from memory and
-// from caches by every other row. (R, n) in a 2-byte dtype: 4 R n bytes, 8 R n with the residual. BERT-base, 4096 x
-// 768, fp16: 12.6 MB with weight and bias, 25.2 MB with the residual.
+// Bytes. The terms (x and residual, or rows of tables) are read once, out and residual_out written once, weight and
+// bias read once from memory and from caches by every other row. (R, n) in a 2-byte dtype: 4 R n bytes, 8 R n with the
+// residual. BERT-base, 4096 x 768, fp16: 12.6 MB with weight and bias, 25.2 MB with the residual.
 #pragma once
 
 #include <cstdint>
@@ -29,6 +30,20 @@ struct Matrix {
   std::int64_t stride = 1;
 };
 
+// Rows by number: row r of the call is row index[r] of a matrix of `rows` rows. Null data: row r itself. The row of a
+// number that names none is NaN; no memory is read for it.
+struct Index {
+  const void* data = nullptr;
+  std::int64_t stride = 1;
+  DType dtype = DType::kInt64;  // int32 or int64
+  std::int64_t rows = 0;
+};
+
+struct Term : Matrix {
+  Index index;
+};
+inline constexpr int kMaxTerms = 3;
+
 // (n,): weight or bias. Null data where it is not there.
 struct Parameter {
   const void* data = nullptr;
@@ -41,9 +56,9 @@ struct Problem {
   Kind kind = Kind::kLayer;
   std::int64_t rows = 0, n = 1;
   DType dtype = DType::kFloat32;  // float32, float16 or bfloat16
-  Matrix x, residual;
+  Term terms[kMaxTerms];          // x and residual, or tables; one at least, those that are not there at the end
   Parameter weight, bias;
-  Matrix out, residual_out;  // may be x's and residual's own memory, with their strides
+  Matrix out, residual_out;  // s normalised, and s itself; may be memory of the first two terms, with their strides
   float eps = 0;
 };
 
@@ -57,8 +72,15 @@ inline std::int64_t floor_bytes(const Problem& p) {
   const auto parameter = [&](const Parameter& v) {
     return v.data == nullptr ? 0 : (v.stride == 0 ? 1 : p.n) * dtype_size(v.dtype);
   };
-  return matrix(p.x) + matrix(p.residual) + matrix(p.out) + matrix(p.residual_out) + parameter(p.weight) +
-         parameter(p.bias);
+  // As if all numbers of an index were the same: they are not known here.
+  const auto term = [&](const Term& t) {
+    return t.index.data == nullptr ? matrix(t)
+                                   : (t.stride == 0 ? 1 : p.n) * dtype_size(p.dtype) +
+                                         (t.index.stride == 0 ? 1 : p.rows) * dtype_size(t.index.dtype);
+  };
+  std::int64_t bytes = matrix(p.out) + matrix(p.residual_out) + parameter(p.weight) + parameter(p.bias);
+  for (const Term& t : p.terms) bytes += term(t);
+  return bytes;
 }
 
 // The oracle: one thread, double precision, as plain as the formula. Inputs in host memory. `out` and `residual_out` of

@@ -11,6 +11,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include "base/simd-inl.h"
 #include "base/stage-inl.h"
@@ -30,16 +31,31 @@ inline std::size_t padded(std::size_t n) {
   return (n + lanes - 1) / lanes * lanes;
 }
 
-// s = x + residual of a tile in fp32; `rest` is scratch.
+// A term of s of a tile in fp32.
+HWY_INLINE void load_term(const Problem& p, const Term& t, std::int64_t row, std::int64_t begin, std::size_t n,
+                          float* to) {
+  if (t.index.data != nullptr) {
+    const std::int64_t i = row * t.index.stride;
+    row = t.index.dtype == DType::kInt32 ? load_as<std::int32_t>(t.index.data, i)
+                                         : load_as<std::int64_t>(t.index.data, i);
+    if (row < 0 || row >= t.index.rows) {
+      std::fill(to, to + n, std::numeric_limits<float>::quiet_NaN());
+      return;
+    }
+  }
+  stage(t.data, p.dtype, row * t.stride_row + begin * t.stride, t.stride, n, to);
+}
+
+// s of a tile in fp32; `rest` is scratch.
 HWY_INLINE void load_sums(const Problem& p, std::int64_t row, std::int64_t begin, std::size_t n, float* s,
                           float* rest) {
   const Float f;
-  const auto offset = [&](const Matrix& m) { return row * m.stride_row + begin * m.stride; };
-  stage(p.x.data, p.dtype, offset(p.x), p.x.stride, n, s);
-  if (p.residual.data == nullptr) return;
-  stage(p.residual.data, p.dtype, offset(p.residual), p.residual.stride, n, rest);
-  for (std::size_t i = 0; i < n; i += hn::Lanes(f))
-    hn::Store(hn::Add(hn::Load(f, s + i), hn::Load(f, rest + i)), f, s + i);
+  load_term(p, p.terms[0], row, begin, n, s);
+  for (int k = 1; k < kMaxTerms && p.terms[k].data != nullptr; ++k) {
+    load_term(p, p.terms[k], row, begin, n, rest);
+    for (std::size_t i = 0; i < n; i += hn::Lanes(f))
+      hn::Store(hn::Add(hn::Load(f, s + i), hn::Load(f, rest + i)), f, s + i);
+  }
 }
 
 // Sums of t = s - shift and of t^2 over a tile. A chain of fp32 additions is a quarter of the tile's vectors long, 256

@@ -1,4 +1,5 @@
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "base/element.h"
@@ -13,9 +14,17 @@ void reference(const Problem& p, double* out_values, double* residual_values) {
   const auto parameter = [&](const Parameter& v, std::int64_t i, double none) {
     return v.data == nullptr ? none : load_element(v.data, v.dtype, i * v.stride);
   };
+  const auto term = [&](const Term& t, std::int64_t row, std::int64_t i) {
+    if (t.index.data == nullptr) return at(t, row, i);
+    const auto number = static_cast<std::int64_t>(load_element(t.index.data, t.index.dtype, row * t.index.stride));
+    return number >= 0 && number < t.index.rows ? at(t, number, i) : std::numeric_limits<double>::quiet_NaN();
+  };
   std::vector<double> s(static_cast<std::size_t>(p.n));
   for (std::int64_t row = 0; row < p.rows; ++row) {
-    for (std::int64_t i = 0; i < p.n; ++i) s[i] = at(p.x, row, i) + at(p.residual, row, i);
+    for (std::int64_t i = 0; i < p.n; ++i) {
+      s[i] = 0;
+      for (const Term& t : p.terms) s[i] += term(t, row, i);
+    }
     double mean = 0;
     if (p.kind == Kind::kLayer) {
       for (double v : s) mean += v;

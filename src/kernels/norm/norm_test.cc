@@ -79,8 +79,8 @@ struct Data {
     p.kind = c.kind;
     p.rows = c.rows, p.n = c.n;
     p.dtype = c.dtype;
-    p.x = matrix(x.host());
-    if (c.residual) p.residual = matrix(residual.host());
+    p.terms[0] = {matrix(x.host()), {}};
+    if (c.residual) p.terms[1] = {matrix(residual.host()), {}};
     if (c.weight) p.weight = parameter(weight.host());
     if (c.with_bias()) p.bias = parameter(bias.host());
     p.eps = static_cast<float>(c.eps);
@@ -648,10 +648,12 @@ TEST(NormSmall, FloorBytes) {
   float f[1];
   p.rows = 4096, p.n = 768;
   p.dtype = DType::kFloat16;
-  p.x = p.out = {f, 768, 1};
+  p.out = {f, 768, 1};
+  p.terms[0] = {p.out, {}};
   p.weight = p.bias = {f, 1, DType::kFloat16};
   EXPECT_EQ(floor_bytes(p), 2 * 4096 * 768 * 2 + 2 * 768 * 2);
-  p.residual = p.residual_out = p.x;
+  p.residual_out = p.out;
+  p.terms[1] = p.terms[0];
   EXPECT_EQ(floor_bytes(p), 4 * 4096 * 768 * 2 + 2 * 768 * 2);
 }
 
