@@ -24,6 +24,7 @@
 #include "base/ptx/mbarrier.cuh"
 #include "base/ptx/memory.cuh"
 #include "base/ptx/mma.cuh"
+#include "base/reduce.cuh"
 #include "strop/launch.h"
 #include "tests/support/random.h"
 
@@ -263,6 +264,27 @@ TEST_P(Ptx, WarpSum) {
     expected.push_back(sum);
   }
   EXPECT_EQ(to.values(), expected);
+}
+
+__global__ void max_of_warp(const float* in, float* out) {
+  const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
+  out[i] = warp_max(in[i]);
+}
+
+TEST_P(Ptx, WarpMax) {
+  constexpr float kInf = std::numeric_limits<float>::infinity();
+  const float kFills[] = {-kInf, -3.5f, -1e-40f, -0.f, 0.f, 1e-40f, 2.25f, kInf};
+  const float kLargest[] = {-kInf, -2.f, -1e-41f, 0.f, 1e-42f, 1.f, 1e38f, kInf};
+  std::vector<float> in, expected;
+  for (const float fill : kFills) {
+    for (const float largest : kLargest) {
+      for (std::size_t lane = 0; lane < 32; ++lane) in.push_back(lane == in.size() / 32 % 32 ? largest : fill);
+      expected.insert(expected.end(), 32, std::max(fill, largest));
+    }
+  }
+  const OnDevice<float> from(in), to(in.size(), -1.f);
+  run(&max_of_warp, {.grid = 8, .block = 256}, from.data(), to.data());
+  EXPECT_EQ(to.values(), expected);  // -0 and 0 are equal
 }
 
 // ---- cluster.cuh ----------------------------------------------------------------------------------------------------
