@@ -21,7 +21,7 @@ struct Args {
   bool adjoin;        // rows lie one behind the other, each at least a vector long, and are not written
 };
 
-// Rare, since (outer, inner) are usually one dimension, and out of the way, since a 64-bit division is long.
+// Rare, since (outer, inner) are usually one dimension, and so out of the way.
 __device__ __noinline__ std::int64_t offset_in_two_dimensions(unsigned row, std::int64_t inner,
                                                               std::int64_t stride_outer, std::int64_t stride_inner) {
   const std::int64_t i = row / static_cast<unsigned>(inner), j = row % static_cast<unsigned>(inner);
@@ -42,11 +42,11 @@ __device__ __forceinline__ Row row_at(const Args& a, const Logits& m, unsigned r
   return row_from<V>(a, m, data_at<V>(a, m, row));
 }
 
-// Bit k of word w: row first + 32 w + k counts. All lanes of a warp, together.
 template <int kWords>
 struct Words {
   unsigned word[kWords];
 };
+// Bit k of word w: row first + 32 w + k counts. All lanes of a warp, together.
 template <int kWords>
 __device__ __noinline__ Words<kWords> valid_rows(const Args& a, unsigned first) {
   first += threadIdx.x % 32;
