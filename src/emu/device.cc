@@ -87,6 +87,10 @@ std::uint64_t atomic(void* p, std::size_t bytes, MemoryOrder order, std::uint64_
   return enter()->atomic(reinterpret_cast<std::uintptr_t>(p), bytes, order, apply, context, STROP_PC);
 }
 
+std::uint64_t atomic_unwritten(void* p, std::size_t bytes, MemoryOrder order,
+                               std::uint64_t (*apply)(std::uint64_t, const void*), const void* context) {
+  return enter()->atomic(reinterpret_cast<std::uintptr_t>(p), bytes, order, apply, context, STROP_PC, Op::kPoll);
+}
 void atomic_store(void* p, std::uint32_t value, MemoryOrder order) {
   enter()->atomic_store(reinterpret_cast<std::uintptr_t>(p), value, order, STROP_PC);
 }

@@ -79,6 +79,9 @@ void fence(Scope scope);
 enum class MemoryOrder : std::uint8_t { kRelaxed, kAcquire, kRelease, kAcquireRelease };
 std::uint64_t atomic(void* p, std::size_t bytes, MemoryOrder order, std::uint64_t (*apply)(std::uint64_t, const void*),
                      const void* context);
+// The same of memory that may hold anything: the old bytes need not have been written.
+std::uint64_t atomic_unwritten(void* p, std::size_t bytes, MemoryOrder order,
+                               std::uint64_t (*apply)(std::uint64_t, const void*), const void* context);
 // The same, where nothing is read: the four bytes may be uninitialised.
 void atomic_store(void* p, std::uint32_t value, MemoryOrder order);
 // Relaxed atomic accesses of `bytes`, aligned to their size, which order nothing else. A poll may find anything, also

@@ -185,7 +185,8 @@ class Launch {
                  bool orders_memory, Pc pc);
   void fence(Scope scope);
   std::uint64_t atomic(std::uintptr_t a, std::size_t n, MemoryOrder order,
-                       std::uint64_t (*apply)(std::uint64_t, const void*), const void* context, Pc pc);
+                       std::uint64_t (*apply)(std::uint64_t, const void*), const void* context, Pc pc,
+                       Op read = Op::kAtomicRead);
   void atomic_store(std::uintptr_t a, std::uint32_t value, MemoryOrder order, Pc pc);
   void send(std::uintptr_t a, const void* from, std::size_t n, Pc pc);
   void poll(void* to, std::uintptr_t a, std::size_t n, Pc pc);

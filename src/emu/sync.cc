@@ -246,14 +246,15 @@ void Launch::fence(Scope scope) {
 }
 
 std::uint64_t Launch::atomic(std::uintptr_t a, std::size_t n, MemoryOrder order,
-                             std::uint64_t (*apply)(std::uint64_t, const void*), const void* context, Pc pc) {
+                             std::uint64_t (*apply)(std::uint64_t, const void*), const void* context, Pc pc,
+                             Op read) {
   Thread& t = *running_;
   if (schedule_.order == Order::kRandom && random() % 4 == 0) {  // who comes first is open
     t.ready = true;
     ready_.push_back(&t);
     t.fiber.suspend();
   }
-  access(a, n, Op::kAtomicRead, pc, true);
+  access(a, n, read, pc, true);
   if (apply != nullptr) access(a, n, Op::kAtomicWrite, pc, true);
   std::uint64_t old = 0;
   std::memcpy(&old, reinterpret_cast<void*>(a), n);

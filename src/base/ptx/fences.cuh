@@ -60,4 +60,26 @@ __device__ __forceinline__ std::uint32_t add_acquire_release_u32(std::uint32_t* 
 #endif
 }
 
+// atom.acq_rel.gpu.cas.b64: *p = desired if it is `expected`; returns what was there, which need not have been written.
+__device__ __forceinline__ std::uint64_t compare_swap_u64(std::uint64_t* p, std::uint64_t expected,
+                                                          std::uint64_t desired) {
+#if STROP_EMULATED
+  const std::uint64_t both[2] = {expected, desired};
+  return emu::atomic_unwritten(
+      p, sizeof *p, emu::MemoryOrder::kAcquireRelease,
+      [](std::uint64_t old, const void* more) -> std::uint64_t {
+        const auto* values = static_cast<const std::uint64_t*>(more);
+        return old == values[0] ? values[1] : old;
+      },
+      both);
+#else
+  std::uint64_t old;
+  asm volatile("atom.acq_rel.gpu.global.cas.b64 %0, [%1], %2, %3;"
+               : "=l"(old)
+               : "l"(p), "l"(expected), "l"(desired)
+               : "memory");
+  return old;
+#endif
+}
+
 }  // namespace strop::ptx
