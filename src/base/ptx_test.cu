@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/arrival.cuh"
 #include "base/launch_tag.h"
 #include "base/message.cuh"
 #include "base/ptx/async_copy.cuh"
@@ -807,6 +808,45 @@ TEST_P(Ptx, AddWithRelease) {
         count.data(), out.data(), last_one);
     EXPECT_EQ(out.values(), expected) << last_one;
     EXPECT_EQ(count.values(), Words{2 * kBlocks});
+  }
+}
+
+// ---- arrival.cuh ----------------------------------------------------------------------------------------------------
+
+// As add_up, with a counter that need not be 0 at first.
+__global__ void add_up_last(const std::uint32_t* in, std::uint32_t* parts, std::uint64_t* counter, std::uint64_t tag,
+                            std::uint32_t* out) {
+  __shared__ bool last;
+  const unsigned i = threadIdx.x, n = blockDim.x;
+  parts[blockIdx.x * n + i] = 5 * in[blockIdx.x * n + i];
+  __syncthreads();  // all have written what thread 0 hands over
+  if (i == 0) last = last_to_arrive(counter, tag, gridDim.x);
+  __syncthreads();  // read after write: what thread 0 has seen, and `last`
+  if (!last) return;
+  std::uint32_t sum = 0;
+  for (unsigned block = 0; block < gridDim.x; ++block) sum += parts[block * n + n - 1 - i];
+  out[i] = sum;
+}
+
+// With the same tag each time, as a replayed graph launches it, and garbage, 0 or what the last launch left.
+TEST_P(Ptx, LastToArrive) {
+  constexpr unsigned kThreads = 64;
+  const std::uint64_t tag = launch_tag();
+  for (const unsigned blocks : {1u, 2u, 7u}) {
+    const Words in = random_values(blocks * kThreads, 13);
+    const OnDevice<std::uint32_t> from(in);
+    Words expected(kThreads, 0);
+    for (unsigned i = 0; i < in.size(); ++i) expected[kThreads - 1 - i % kThreads] += 5 * in[i];
+    for (const std::uint64_t before : {std::uint64_t{0}, ~std::uint64_t{0}, launch_tag()}) {
+      const OnDevice<std::uint64_t> counter(1, before);
+      for (int launches = 0; launches < 2; ++launches) {
+        const OnDevice<std::uint32_t> parts(in.size(), kUntouched), out(kThreads, kUntouched);
+        run(&add_up_last, {.grid = blocks, .block = kThreads}, from.data(), parts.data(), counter.data(), tag,
+            out.data());
+        EXPECT_EQ(out.values(), expected) << blocks;
+        EXPECT_EQ(counter.values(), std::vector<std::uint64_t>{0});
+      }
+    }
   }
 }
 

@@ -246,8 +246,7 @@ void Launch::fence(Scope scope) {
 }
 
 std::uint64_t Launch::atomic(std::uintptr_t a, std::size_t n, MemoryOrder order,
-                             std::uint64_t (*apply)(std::uint64_t, const void*), const void* context, Pc pc,
-                             Op read) {
+                             std::uint64_t (*apply)(std::uint64_t, const void*), const void* context, Pc pc, Op read) {
   Thread& t = *running_;
   if (schedule_.order == Order::kRandom && random() % 4 == 0) {  // who comes first is open
     t.ready = true;
