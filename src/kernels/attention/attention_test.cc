@@ -11,6 +11,7 @@
 #include <limits>
 #include <sstream>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "kernels/attention/attention.h"
@@ -430,6 +431,59 @@ TEST(AttentionSmall, DiagonalsAndWindows) {
           if (kind == 3 || kind == 4) c.options.window_right = random.pick({0, 2, 35});
           if (random.chance(0.4)) c.key_lengths = Lengths(c.batch, random.integer(0, lk));
           check(c, backend, random);
+        }
+      }
+    }
+  }
+}
+
+// Which keys a query meets, without the oracle, which shares keys_of with the kernels: q is 0, so all admitted keys
+// have one weight, and v the unit matrix, so that out shows them.
+TEST(AttentionSmall, AdmittedKeys) {
+  struct Rule {
+    bool causal, bottom_right;
+    int left, right;  // -1: no window
+  };
+  constexpr Rule kRules[] = {{false, false, -1, -1}, {true, false, -1, -1}, {true, true, -1, -1}, {false, false, 2, 1},
+                             {false, true, 1, 3},    {true, true, 4, -1},   {true, false, 0, 9}};
+  for (const Backend& backend : some_backends()) {
+    for (DType dtype : kFloats) {
+      for (bool packed : {false, true}) {
+        for (const auto& [lq, lk, length] : {std::tuple{6, 20, 20}, {20, 6, 6}, {4, 20, 11}}) {
+          for (const Rule& rule : kRules) {
+            Random random(84);
+            Case c;
+            c.batch = 2, c.lq = lq, c.lk = lk, c.d = 32, c.dtype = dtype;
+            c.packed = packed;
+            c.q_lengths = {3, lq}, c.k_lengths = {5, lk};  // the second one is looked at
+            c.key_lengths = {packed ? 5 : lk, length};
+            c.options.causal = rule.causal;
+            c.options.diagonal = rule.bottom_right ? Diagonal::kBottomRight : Diagonal::kTopLeft;
+            if (rule.left >= 0) c.options.window_left = rule.left;
+            if (rule.right >= 0) c.options.window_right = rule.right;
+            Data data(c, random);
+            data.q.fill([](std::int64_t) { return 0; });
+            for (int j = 0; j < length; ++j) {
+              for (int e = 0; e < c.d; ++e)
+                data.v.set(Data::element(c, 1, c.lk, c.k_lengths, 1, 0, j, e), e == j ? 1 : 0);
+            }
+            const UseBackend use(backend);
+            ASSERT_TRUE(data.run(c, backend).ok());
+            for (int i = 0; i < lq; ++i) {
+              const int at = rule.bottom_right ? length - lq + i : i;
+              const auto admitted = [&](int j) {
+                return j < length && (!rule.causal || j <= at) && (rule.left < 0 || j >= at - rule.left) &&
+                       (rule.right < 0 || j <= at + rule.right);
+              };
+              int count = 0;
+              for (int j = 0; j < length; ++j) count += admitted(j);
+              for (int e = 0; e < c.d; ++e) {
+                ASSERT_NEAR(data.result(c, 1, 0, i, e), admitted(e) ? 1.0 / count : 0,
+                            2 * unit_roundoff(dtype) + 4 * kUnit)
+                    << backend << " " << c.text() << " query " << i << " key " << e;
+              }
+            }
+          }
         }
       }
     }
