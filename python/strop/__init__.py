@@ -1,9 +1,14 @@
 """strop: fused kernels that make PyTorch transformers train and run faster.
 
+Inference: :func:`optimize_model` rewrites a transformer into one that calls strop's operators, :func:`report` says what
+came of it, :func:`restore` undoes it and :func:`replace_pattern` adds replacements of one's own.
+
 Post-training losses, each as the loss alone (``*_fwd``), loss and gradient in one launch, and differentiable
 (``*_autograd``): :func:`grpo_loss`, :func:`bnpo_loss`, :func:`reverse_kl`. They take CPU and CUDA tensors alike.
 :func:`doctor` says what was built, what was found and which path each operation will take.
 """
+
+from typing import TYPE_CHECKING, Any
 
 import torch  # noqa: F401  (first: the extension finds libtorch_cpu.so by its name, once it is loaded)
 
@@ -21,6 +26,9 @@ from .losses import (
     reverse_kl_fwd,
 )
 
+if TYPE_CHECKING:
+    from .rewrite import optimize_model, replace_pattern, report, restore
+
 __all__ = [
     "__version__",
     "bnpo_loss",
@@ -30,7 +38,20 @@ __all__ = [
     "grpo_loss",
     "grpo_loss_autograd",
     "grpo_loss_fwd",
+    "optimize_model",
+    "replace_pattern",
+    "report",
+    "restore",
     "reverse_kl",
     "reverse_kl_autograd",
     "reverse_kl_fwd",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Rewriting is imported when it is first used: the losses alone need not wait for it."""
+    if name in ("optimize_model", "replace_pattern", "report", "restore"):
+        from . import rewrite
+
+        return getattr(rewrite, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

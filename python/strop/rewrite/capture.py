@@ -1,0 +1,310 @@
+"""Captures a module as one ATen graph that serves every batch size and length.
+
+By torch.export, non-strict, with all sizes symbolic, so that nothing of Dynamo is there when the graph runs. Sizes are
+named by their role: B is the first input's first size, L its second. The graph is only trusted once it has given what
+the module gives on other sizes than it was captured with.
+"""
+
+from __future__ import annotations
+
+import operator
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+
+from . import masks
+from .patterns import complete, operation, value_of
+
+aten = torch.ops.aten
+B, L = "B", "L"
+Roles = tuple[str | int, ...]  # of each size of a tensor: B, L, or the number that it is
+
+CAPTURED_AT = (3, 7)  # batch and length: two sizes that nothing else is likely to have, neither of them 1
+CHECKED_AT = ((1, 5), (4, 10))
+
+_lock = threading.RLock()  # hooks into transformers are the process's
+
+
+class CaptureError(RuntimeError):
+    """Why a module could not be captured."""
+
+
+def roles(tensors: Mapping[str, Tensor]) -> dict[str, Roles]:
+    """What each size of each tensor stands for."""
+    first = next(iter(tensors.values()))
+    batch = first.shape[0] if first.dim() else -1
+    length = first.shape[1] if first.dim() > 1 else -1
+    return {name: _roles(tensor, batch, length) for name, tensor in tensors.items()}
+
+
+def _roles(tensor: Tensor, batch: int, length: int) -> Roles:
+    shape = tensor.shape
+    if len(shape) == 2:
+        return (B if shape[0] == batch else shape[0], L if shape[1] == length else shape[1])
+    found: list[str | int] = []
+    for dim, size in enumerate(shape):
+        if dim == 0 and size == batch:
+            found.append(B)
+        elif size == length and (dim == 1 and len(shape) == 3 or dim >= 2 and len(shape) == 4):
+            found.append(L)
+        else:
+            found.append(size)
+    return tuple(found)
+
+
+def resized(tensor: Tensor, role: Roles, batch: int, length: int) -> Tensor:
+    """The same values, repeated or cut to other sizes."""
+    for dim, what in enumerate(role):
+        if isinstance(what, str):
+            index = torch.arange(batch if what == B else length, device=tensor.device) % tensor.shape[dim]
+            tensor = tensor.index_select(dim, index)
+    return tensor
+
+
+@dataclass
+class Captured:
+    """A graph, what it takes and what it gives."""
+
+    module: fx.GraphModule
+    names: tuple[str, ...]  # inputs
+    roles: dict[str, Roles]
+    result: pytree.TreeSpec
+    most: list[tuple[str, int, int]]  # input, dimension, the largest size that the graph allows
+    shared: list[tuple[dict[str, Any], str, Tensor]]  # where in the module each parameter and buffer is
+    notes: list[str] = field(default_factory=list)
+
+    def __call__(self, tensors: Mapping[str, Tensor]) -> Any:
+        leaves = self.module(*(tensors[name] for name in self.names))
+        return pytree.tree_unflatten(leaves, self.result)
+
+    def still_shared(self) -> bool:
+        """Whether the module has the parameters and buffers that the graph has: they may have been replaced."""
+        return all(where.get(name) is tensor for where, name, tensor in self.shared)
+
+
+class _Call(nn.Module):
+    """A module's forward with tensors by position and everything else fixed."""
+
+    def __init__(self, model: nn.Module, forward: Callable[..., Any], names: tuple[str, ...], fixed: Mapping[str, Any]):
+        super().__init__()
+        self.model = model
+        self.training = False
+        self.call = forward
+        self.names, self.fixed = names, dict(fixed)
+
+    def forward(self, *tensors: Tensor) -> Any:
+        return self.call(**dict(zip(self.names, tensors, strict=True)), **self.fixed)
+
+
+def capture(
+    model: nn.Module, forward: Callable[..., Any], tensors: Mapping[str, Tensor], fixed: Mapping[str, Any]
+) -> Captured:
+    """The graph of forward(**tensors, **fixed), where forward is the model's own; CaptureError says what went wrong."""
+    training = next((name or "the module" for name, m in model.named_modules() if m.training), None)
+    if training is not None:
+        raise CaptureError(f"{training} is in training mode")
+    names = tuple(tensors)
+    if not names:
+        raise CaptureError("it was called without a tensor")
+    role = roles(tensors)
+    example = tuple(resized(tensors[name].detach(), role[name], *CAPTURED_AT) for name in names)
+    shapes = tuple(
+        {d: torch.export.Dim.AUTO for d, what in enumerate(role[name]) if isinstance(what, str)} for name in names
+    )
+    call = _Call(model, forward, names, fixed)
+    with _lock, warnings.catch_warnings(), torch.no_grad(), masks.hooked() as seen:
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.export.export(call, example, dynamic_shapes={"tensors": shapes}, strict=False)
+            program = program.run_decompositions({})
+        except Exception as error:
+            text = str(error).strip().splitlines() or [""]
+            raise CaptureError(f"torch.export: {type(error).__name__}: {text[0][:300]}") from error
+    signature = program.graph_signature
+    written = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
+    if written:
+        raise CaptureError(f"it writes to {', '.join(written)}")
+    return _own(program, call, names, role, seen)
+
+
+def _own(
+    program: torch.export.ExportedProgram, call: _Call, names: tuple[str, ...], role: dict[str, Roles], seen: masks.Seen
+) -> Captured:
+    """The exported graph with the module's own parameters and buffers in it, and inputs as its only placeholders."""
+    kinds = torch.export.graph_signature.InputKind
+    graph = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    attributes: dict[str, Any] = {}
+    shared: list[tuple[dict[str, Any], str, Tensor]] = []
+    inputs = iter(names)
+    most = []
+    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs if hasattr(spec.arg, "name")}
+    for node in program.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        spec = specs[node.name]
+        if spec.kind == kinds.USER_INPUT:
+            name = next(inputs)
+            values[node] = graph.placeholder(name)
+            for dim, size in enumerate(node.meta["val"].shape):
+                limit = _upper(program, size)
+                if limit is not None:
+                    most.append((name, dim, limit))
+                elif isinstance(role[name][dim], str) and not isinstance(size, torch.SymInt):
+                    raise CaptureError(f"size {dim} of {name} is fixed to {size} by what the module does with it")
+        else:
+            if spec.kind in (kinds.PARAMETER, kinds.BUFFER):
+                path, _, last = spec.target.rpartition(".")
+                owner = call.get_submodule(path)
+                where = owner._parameters if spec.kind == kinds.PARAMETER else owner._buffers
+                tensor = where[last]
+                shared.append((where, last, tensor))
+                label = spec.target.removeprefix("model.").replace(".", "_")
+            elif spec.kind == kinds.CONSTANT_TENSOR:
+                tensor, label = program.constants[spec.target], spec.target.replace(".", "_")
+            else:
+                raise CaptureError(f"an input of kind {spec.kind.name} has no counterpart here: {spec.target}")
+            label = label if label not in attributes else f"{label}_{len(attributes)}"
+            attributes[label] = tensor
+            values[node] = graph.get_attr(label)
+        values[node].meta = dict(node.meta)
+    # Placeholders first, as a graph has them.
+    for node in [n for n in graph.nodes if n.op == "get_attr"]:
+        last_placeholder = [n for n in graph.nodes if n.op == "placeholder"][-1]
+        last_placeholder.append(node)
+    # One buffer that a module does not register in its state dict may still be read through getattr.
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            continue
+        if node.op == "get_attr":
+            attributes.setdefault(node.target, operator.attrgetter(node.target)(program.graph_module))
+        values[node] = graph.node_copy(node, values.__getitem__)
+        values[node].meta = dict(node.meta)
+    module = fx.GraphModule(attributes, graph, class_name="Rewritten")
+    result = program.call_spec.out_spec
+    assert result is not None
+    return Captured(module, names, role, result, most, shared, list(dict.fromkeys(seen.left)))
+
+
+def _upper(program: torch.export.ExportedProgram, size: Any) -> int | None:
+    if not isinstance(size, torch.SymInt):
+        return None
+    bounds = program.range_constraints.get(size.node.expr)
+    try:
+        return int(bounds.upper) if bounds is not None and bounds.upper < 2**31 else None
+    except (OverflowError, TypeError, ValueError):
+        return None
+
+
+# ---- What export leaves behind --------------------------------------------------------------------------------------
+
+
+def clean(graph: fx.Graph) -> None:
+    """Removes what computes nothing: checks of metadata, dropout's clones, slices of everything, sums with nothing.
+
+    Views become reshapes: whether a result can be viewed depends on the layout that a kernel gives it, which was that
+    of the device, and of the kernel, that the graph was captured with.
+    """
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        name = operation(node.target)
+        if name == "_assert_tensor_metadata":
+            graph.erase_node(node)
+        elif name == "reshape":
+            node.target = aten.reshape.default
+        elif _changes_nothing(node, name):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+def _changes_nothing(node: fx.Node, name: str | None) -> bool:
+    if not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    before, after = value_of(node.args[0]), value_of(node)
+    if not isinstance(before, Tensor) or not isinstance(after, Tensor):
+        return False
+    same = before.dtype == after.dtype and before.device == after.device and before.dim() == after.dim()
+    if name == "dropout":
+        return same and node.args[2] is False
+    if name in ("clone", "alias", "detach", "detach_", "lift_fresh_copy", "contiguous"):
+        return same
+    if name in ("_to_copy", "to", "type_as"):
+        return same
+    if name == "slice":
+        _, dim, start, end, step = (*node.args, *(0, None, None, 1)[len(node.args) - 1 :])
+        return same and start in (None, 0) and (end is None or end == 2**63 - 1) and step == 1
+    if name == "expand":
+        return same and all(size == -1 for size in node.args[1])
+    if name in ("mul", "div") and not node.kwargs:
+        return same and isinstance(node.args[1], (int, float)) and node.args[1] == 1
+    if name in ("add", "sub") and not node.kwargs:
+        return same and isinstance(node.args[1], (int, float)) and node.args[1] == 0
+    return False
+
+
+# ---- The check ------------------------------------------------------------------------------------------------------
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+def examples(tensors: Mapping[str, Tensor], role: Mapping[str, Roles]) -> Iterator[dict[str, Tensor]]:
+    """Other sizes of the same inputs; a mask of tokens gets padding and a hole in the larger one."""
+    for batch, length in CHECKED_AT:
+        given = {name: resized(t.detach(), role[name], batch, length) for name, t in tensors.items()}
+        mask = given.get("attention_mask")
+        if mask is not None and batch > 1 and role["attention_mask"] == (B, L) and not mask.is_floating_point():
+            mask = torch.ones_like(mask)
+            mask[0, length // 2 :] = 0
+            mask[1, 2] = 0
+            given["attention_mask"] = mask
+        yield given
+
+
+def difference(
+    captured: Captured, forward: Callable[..., Any], tensors: Mapping[str, Tensor], fixed: Mapping[str, Any]
+) -> str | None:
+    """Where a captured graph and the module differ on other sizes; None where they agree."""
+    for given in examples(tensors, captured.roles):
+        if any(given[name].shape[dim] > limit for name, dim, limit in captured.most):
+            continue
+        sizes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in given.items())
+        with torch.no_grad():
+            wanted = forward(**given, **fixed)
+            try:
+                got = captured(given)
+            except Exception as error:
+                text = str(error).strip().splitlines() or [""]
+                return f"on {sizes} it fails: {type(error).__name__}: {text[0][:200]}"
+        for (path, a), b in zip(pytree.tree_leaves_with_path(wanted), pytree.tree_leaves(got), strict=True):
+            if not isinstance(a, Tensor):
+                if a != b:
+                    return f"on {sizes}{pytree.keystr(path)} is {b}, not {a}"
+                continue
+            if a.shape != b.shape or a.dtype != b.dtype:
+                return f"on {sizes} result {pytree.keystr(path)} is {b.dtype} {tuple(b.shape)}, not {a.dtype} {tuple(a.shape)}"
+            if not _close(a, b):
+                worst = (a.double() - b.double()).abs().max().item()
+                return f"on {sizes} result {pytree.keystr(path)} is off by {worst:.2g}"
+    return None
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    if a.numel() == 0:
+        return True
+    same = (a == b) | (a.isnan() & b.isnan())
+    error = torch.where(same, 0, (a.double() - b.double()).abs()).max()
+    scale = torch.where(a.isfinite(), a.double().abs(), 0).max()
+    return bool(error <= TOLERANCE.get(a.dtype, 1e-4) * scale.clamp(min=torch.finfo(a.dtype).tiny))
+
+
+__all__ = ["CaptureError", "Captured", "capture", "clean", "complete", "difference", "roles"]

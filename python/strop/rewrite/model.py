@@ -1,0 +1,296 @@
+"""optimize_model and restore: a module whose forward runs rewritten graphs, and its own code for what they don't cover.
+
+One graph serves all calls of one pattern: which arguments are tensors, of what dtype and device, and what the others are.
+Sizes are not part of it.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from . import registry
+from .capture import Captured, CaptureError, B, L, capture, clean, difference, roles
+from .registry import Outcome
+
+Model = TypeVar("Model", bound=nn.Module)
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_FIXED = (str, int, float, bool, type(None), torch.dtype, torch.device)  # arguments that are part of a call's pattern
+_CONFIG = ("_attn_implementation", "output_attentions", "output_hidden_states", "return_dict", "use_cache")
+
+
+@dataclass
+class Program:
+    """The rewritten graph of one pattern of calls, or why there is none."""
+
+    call: str
+    captured: Captured | None = None
+    outcome: Outcome = field(default_factory=lambda: Outcome({}, {}))
+    why_eager: str = ""
+    calls: int = 0
+    sources: list[tuple[Tensor, int]] = field(default_factory=list)  # of a copy in another dtype, and their versions
+
+
+class Forward:
+    """What stands in for a module's forward."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None, graphs: Any, ragged: bool) -> None:
+        self.model = model
+        self.had = model.__dict__.get("forward")  # a forward that somebody else put in place of the class's
+        self.dtype, self.graphs, self.ragged = dtype, graphs, ragged
+        self._set_up()
+
+    def _set_up(self) -> None:
+        functools.update_wrapper(self, self.original, updated=())
+        self.__signature__ = signature = inspect.signature(self.original)
+        kinds = inspect.Parameter
+        self.parameters = signature.parameters
+        self.positional = [
+            p.name for p in self.parameters.values() if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)
+        ]
+        self.programs: dict[Any, Program] = {}
+        self.eager: dict[str, int] = {}  # why calls ran the module's own code: how many
+        self.lock = threading.RLock()
+
+    @property
+    def original(self) -> Callable[..., Any]:
+        return self.had if self.had is not None else functools.partial(type(self.model).forward, self.model)
+
+    # A copy of the module, or one loaded from a file, is captured anew: the graphs here have this module's weights.
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: self.__dict__[name] for name in ("model", "had", "dtype", "graphs", "ragged")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # The module is not whole yet; what depends on it is made when it is first called.
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("programs", "eager", "lock", "parameters", "positional", "__signature__") and "model" in self.__dict__:
+            self._set_up()
+            return self.__dict__[name]
+        raise AttributeError(name)
+
+    # ---- Calls ------------------------------------------------------------------------------------------------------
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given = self._named(args, kwargs)
+        if isinstance(given, str):
+            return self._eagerly(given, args, kwargs)
+        tensors, fixed, reason = self._split(given)
+        reason = reason or self._refusal(tensors)
+        if reason:
+            return self._eagerly(reason, args, kwargs)
+        role = roles(tensors)
+        key = self._key(tensors, fixed, role)
+        program = self.programs.get(key)
+        if program is None or not self._current(program):
+            with self.lock:
+                program = self.programs.get(key)
+                if program is None or not self._current(program):
+                    program = self.programs[key] = self._compile(tensors, fixed)
+        captured = program.captured
+        if captured is None:
+            return self._eagerly(program.why_eager, args, kwargs)
+        for name, dim, limit in captured.most:
+            if tensors[name].shape[dim] > limit:
+                return self._eagerly(f"size {dim} of {name} is above {limit}", args, kwargs)
+        if 0 in next(iter(tensors.values())).shape:
+            return self._eagerly("an empty input", args, kwargs)
+        program.calls += 1
+        with torch.no_grad():
+            return captured(self._converted(tensors))
+
+    def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | str:
+        """Arguments by their names."""
+        if not args:
+            return kwargs
+        if len(args) > len(self.positional):
+            return "more positional arguments than parameters"
+        named = dict(zip(self.positional, args, strict=False))
+        if named.keys() & kwargs.keys():
+            return "an argument given twice"
+        return {**named, **kwargs}
+
+    def _split(self, given: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+        """Tensors, and what else is given and is not the default."""
+        tensors, fixed = {}, {}
+        for name, value in given.items():
+            if isinstance(value, Tensor):
+                if type(value) not in (Tensor, nn.Parameter):
+                    return {}, {}, f"{name} is a {type(value).__name__}"
+                tensors[name] = value
+            elif isinstance(value, _FIXED):
+                parameter = self.parameters.get(name)
+                if value is not None or (parameter is not None and parameter.default is not None):
+                    fixed[name] = value
+            else:
+                return {}, {}, f"{name} is a {type(value).__name__}"
+        return tensors, fixed, ""
+
+    def _refusal(self, tensors: Mapping[str, Tensor]) -> str:
+        """Why a call is for the module's own code, from what it costs nothing to look at."""
+        if not tensors:
+            return "no tensor among the arguments"
+        if self.model.training:
+            return "the module is in training mode"
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors.values()):
+            return "the gradient of an input is wanted"
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return "it is being compiled or traced"
+        device = next(iter(tensors.values())).device.type
+        if torch.is_autocast_enabled(device):
+            return "it is under autocast"
+        return ""
+
+    def _key(self, tensors: Mapping[str, Tensor], fixed: Mapping[str, Any], role: Mapping[str, Any]) -> Any:
+        config = getattr(self.model, "config", None)
+        return (
+            tuple((name, t.dtype, t.device, role[name]) for name, t in tensors.items()),
+            tuple((name, type(value), value) for name, value in fixed.items()),
+            tuple(getattr(config, name, None) for name in _CONFIG),
+            registry.version(),
+        )
+
+    def _current(self, program: Program) -> bool:
+        if program.captured is not None and not program.captured.still_shared():
+            return False
+        return all(tensor._version == version for tensor, version in program.sources)
+
+    def _converted(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        if self.dtype is None:
+            return tensors
+        return {name: t.to(self.dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+
+    def _eagerly(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.eager[reason] = self.eager.get(reason, 0) + 1
+        return self.original(*args, **kwargs)
+
+    # ---- Graphs -----------------------------------------------------------------------------------------------------
+
+    def _compile(self, tensors: Mapping[str, Tensor], fixed: Mapping[str, Any]) -> Program:
+        program = Program(_describe(tensors, fixed))
+        try:
+            config = getattr(self.model, "config", None)
+            for name in ("output_attentions", "output_hidden_states"):
+                if fixed.get(name, getattr(config, name, False)):
+                    raise CaptureError(f"{name} asks for what lies inside the layers")
+            self._capture(program, tensors, fixed)
+        except CaptureError as error:
+            program.why_eager = str(error)
+        return program
+
+    def _capture(self, program: Program, tensors: Mapping[str, Tensor], fixed: Mapping[str, Any]) -> None:
+        model, forward = self.model, self.original
+        if self.dtype is not None:
+            model, program.sources = _in_dtype(model, self.dtype)
+            forward = functools.partial(type(model).forward, model)
+            tensors = self._converted(tensors)
+        captured = capture(model, forward, tensors, fixed)
+        clean(captured.module.graph)
+        plain = copy.copy(captured.module.graph)
+        outcome = registry.rewrite(captured.module.graph)
+        captured.module.recompile()
+        wrong = difference(captured, forward, tensors, fixed)
+        if wrong:
+            captured.module.graph = plain
+            captured.module.recompile()
+            again = difference(captured, forward, tensors, fixed)
+            if again:
+                raise CaptureError(f"the captured graph does not do what the module does: {again}")
+            captured.notes.append(f"nothing was replaced, as the rewritten graph is not what was captured: {wrong}")
+            outcome = Outcome({}, {})
+        if self.dtype is not None:  # what has to be there still is the model's own, not the copy's
+            captured.shared = _where(self.model)
+        program.captured, program.outcome = captured, outcome
+
+
+def _where(model: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
+    found = []
+    for module in model.modules():
+        for where in (module._parameters, module._buffers):
+            found += [(where, name, tensor) for name, tensor in where.items() if tensor is not None]
+    return found
+
+
+def _in_dtype(model: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, list[tuple[Tensor, int]]]:
+    """A copy of a module in another dtype, and what it was made of."""
+    forward = model.__dict__.pop("forward", None)
+    try:
+        copied = copy.deepcopy(model).to(dtype)
+    finally:
+        if forward is not None:
+            model.__dict__["forward"] = forward
+    return copied, [(t, t._version) for _, _, t in _where(model)]
+
+
+def _describe(tensors: Mapping[str, Tensor], fixed: Mapping[str, Any]) -> str:
+    parts = []
+    for name, role in roles(tensors).items():
+        sizes = "×".join({B: "batch", L: "length"}.get(what, str(what)) if isinstance(what, str) else str(what) for what in role)
+        parts.append(f"{name}: {str(tensors[name].dtype).removeprefix('torch.')} {sizes}")
+    return ", ".join(parts + [f"{name}={value!r}" for name, value in fixed.items()])
+
+
+def forward_of(model: nn.Module) -> Forward | None:
+    found = model.__dict__.get("forward")
+    return found if isinstance(found, Forward) and found.model is model else None
+
+
+def optimize_model(
+    model: Model, dtype: torch.dtype | None = None, graphs: bool | str = "auto", ragged: bool = True
+) -> Model:
+    """Makes a model's forward run on strop's operators; the same object, called as before, gives the same.
+
+    Nothing is captured before the first call. Each pattern of calls (which tensors, what else) is captured once, for all
+    batch sizes and lengths, checked against the model on other sizes, rewritten and checked again. Where that is not
+    possible, or a call is for something that a graph cannot do (training, gradients of inputs, a cache, attentions),
+    the model's own code runs as before: :func:`report` says when and why. Results carry no gradient.
+
+    The model's weights are neither copied nor changed: loading others into them takes effect at once, and replacing
+    them, or moving the model, has it captured anew.
+
+    Args:
+        model: any module, in eval mode when it is called. One that is optimized already is optimized anew where the
+            options differ, and left alone where they don't.
+        dtype: compute in float16 or bfloat16 on a copy of the weights, with results of that dtype; None: as the model
+            is.
+        graphs: accepted for CUDA graphs, which are not there yet. It has no effect.
+        ragged: accepted for computing on real tokens alone, which is not there yet. It has no effect.
+
+    Returns:
+        The model itself.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype: expected float32, float16 or bfloat16, got {dtype}")
+    if graphs not in ("auto", True, False):
+        raise ValueError(f'graphs: expected "auto", True or False, got {graphs!r}')
+    present = forward_of(model)
+    if present is not None:
+        if (present.dtype, present.graphs, present.ragged) == (dtype, graphs, bool(ragged)):
+            return model
+        restore(model)
+    model.forward = Forward(model, dtype, graphs, bool(ragged))  # type: ignore[method-assign]
+    return model
+
+
+def restore(model: Model) -> Model:
+    """Gives a model of :func:`optimize_model` its own forward back; any other is left as it is."""
+    present = forward_of(model)
+    if present is not None:
+        if present.had is not None:
+            model.forward = present.had  # type: ignore[method-assign]
+        else:
+            del model.__dict__["forward"]
+    return model

@@ -1,0 +1,315 @@
+"""The operators that a rewritten model calls, each with an implementation in plain PyTorch.
+
+They say what the kernels have to compute. A kernel registered for CPU or CUDA takes the place of the one here, which
+stays as the fallback of every device. All are functional: no argument is written, no result shares an argument's memory.
+Inputs may have any strides. Where nothing else is said, a result has the dtype of the first argument, and sums are
+taken in float32 or better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .._ops import add_op_namespace_prefix, ops
+
+__all__ = ["ACTIVATIONS", "ops"]
+
+_library = torch.library.Library(add_op_namespace_prefix("").removesuffix("::"), "FRAGMENT")
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+
+
+def _define(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers an operator with its schema, its implementation and what it returns for fake tensors."""
+    name = schema.partition("(")[0]
+
+    def register(implementation: Callable[..., Any]) -> Callable[..., Any]:
+        _library.define(schema)
+        _library.impl(name, implementation, "CompositeExplicitAutograd")
+        torch.library.register_fake(add_op_namespace_prefix(name), fake, lib=_library)
+        return implementation
+
+    return register
+
+
+def _like_first(x: Tensor, *_: Any, **__: Any) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def _wider(x: Tensor) -> Tensor:
+    """In the dtype that sums are taken in."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+# ---- Attention ------------------------------------------------------------------------------------------------------
+
+
+def _fake_attention_mask(
+    padding: Tensor | None, batch: int, queries: int, keys: int, *_: Any, device: torch.device, **__: Any
+) -> Tensor:
+    return torch.empty((batch, 1, queries, keys), dtype=torch.bool, device=device)
+
+
+@_define(
+    "attention_mask(Tensor? padding, SymInt batch, SymInt queries, SymInt keys, SymInt query_offset=0, "
+    "SymInt key_offset=0, int window_left=-1, int window_right=-1, *, Device device) -> Tensor",
+    _fake_attention_mask,
+)
+def attention_mask(
+    padding: Tensor | None,
+    batch: int,
+    queries: int,
+    keys: int,
+    query_offset: int = 0,
+    key_offset: int = 0,
+    window_left: int = -1,
+    window_right: int = -1,
+    *,
+    device: torch.device,
+) -> Tensor:
+    """Which keys each query attends to: bool (batch, 1, queries, keys), true where it does.
+
+    Query i stands at position i + query_offset, key j at j + key_offset. Query position p sees key position s where
+    p - window_left <= s <= p + window_right; -1 is no bound on that side, so causal is window_right = 0. padding, bool
+    of (batch or 1, key positions), is true for real tokens; positions that it does not reach are padding.
+    """
+    p = torch.arange(queries, device=device).unsqueeze(1) + query_offset
+    s = torch.arange(keys, device=device) + key_offset
+    seen = torch.ones((queries, keys), dtype=torch.bool, device=device)
+    if window_left >= 0:
+        seen = seen & (s >= p - window_left)
+    if window_right >= 0:
+        seen = seen & (s <= p + window_right)
+    seen = seen.expand(batch, 1, queries, keys)
+    if padding is not None:
+        real = padding[:, key_offset : key_offset + keys]
+        if real.shape[1] < keys:
+            real = F.pad(real, (0, keys - real.shape[1]), value=False)
+        seen = seen & real[:, None, None, :]
+    return seen.contiguous()
+
+
+def _fake_attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+    return query.new_empty((*query.shape[:3], value.shape[3]))
+
+
+@_define(
+    "attention(Tensor query, Tensor key, Tensor value, Tensor? mask=None, Tensor? padding=None, float? scale=None, "
+    "int window_left=-1, int window_right=-1, SymInt query_offset=0) -> Tensor",
+    _fake_attention,
+)
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    padding: Tensor | None = None,
+    scale: float | None = None,
+    window_left: int = -1,
+    window_right: int = -1,
+    query_offset: int = 0,
+) -> Tensor:
+    """softmax(query keyᵀ · scale + mask) value, (batch, heads, queries, value size).
+
+    query is (batch, heads, queries, size), key (batch, key heads, keys, size), value (batch, key heads, keys, value
+    size), all of one dtype; heads is a multiple of key heads, of which each serves consecutive query heads. scale is
+    1/√size where it is None. Softmax and sums are in float32.
+
+    A key counts where all of these let it: mask, broadcastable to (batch, heads, queries, keys), either bool (true:
+    attend) or of query's dtype, which is added; padding, bool (batch, keys), true for real tokens; and the window, as in
+    attention_mask with key_offset 0. A query that no key counts for, by false or by −inf, gives 0. One whose keys are
+    all masked by a finite value, however low, gets the plain softmax.
+    """
+    if padding is not None or window_left >= 0 or window_right >= 0:
+        batch, queries, keys = query.shape[0], query.shape[2], key.shape[2]
+        bounds = (query_offset, 0, window_left, window_right)
+        seen = attention_mask(padding, batch, queries, keys, *bounds, device=query.device)
+        if mask is None:
+            mask = seen
+        elif mask.dtype == torch.bool:
+            mask = mask & seen
+        else:
+            mask = mask.masked_fill(~seen, float("-inf"))
+    grouped = query.shape[1] != key.shape[1]
+    out = F.scaled_dot_product_attention(query, key, value, mask, scale=scale, enable_gqa=grouped)
+    if mask is not None:
+        any_key = (mask if mask.dtype == torch.bool else mask > float("-inf")).any(-1, keepdim=True)
+        out = out.masked_fill(~any_key, 0)
+    return out.contiguous()
+
+
+def _fake_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@_define("rotary(Tensor x, Tensor cos, Tensor sin) -> Tensor", _fake_rotary)
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding by halves: x · cos + (−x₂, x₁) · sin, where x = (x₁, x₂) along the last dimension.
+
+    x is (…, size) with an even size; cos and sin, of x's dtype or wider, broadcast to it.
+    """
+    first, second = x.chunk(2, -1)
+    return (x * cos + torch.cat((-second, first), -1) * sin).to(x.dtype)
+
+
+# ---- Linear ---------------------------------------------------------------------------------------------------------
+
+
+def _fake_linear_act(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+@_define(
+    'linear_act(Tensor x, Tensor weight, Tensor? bias=None, str activation="none", Tensor? residual=None) -> Tensor',
+    _fake_linear_act,
+)
+def linear_act(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none", residual: Tensor | None = None
+) -> Tensor:
+    """activation(x weightᵀ + bias) + residual, (…, n).
+
+    x is (…, k), weight (n, k), bias (n) and residual (…, n), of the result's shape. activation: none, relu, gelu (by
+    erf), gelu_tanh, silu or tanh.
+    """
+    y = ACTIVATIONS[activation](F.linear(x, weight, bias))
+    return y if residual is None else y + residual
+
+
+def _fake_gated(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0] // 2))
+
+
+@_define(
+    'linear_gated(Tensor x, Tensor weight, Tensor? bias=None, str activation="silu") -> Tensor',
+    _fake_gated,
+)
+def linear_gated(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "silu") -> Tensor:
+    """activation(a) · b, (…, n), where (a, b) = x weightᵀ + bias are the first and the second n columns.
+
+    x is (…, k), weight (2n, k), bias (2n); activation as in linear_act.
+    """
+    a, b = F.linear(x, weight, bias).chunk(2, -1)
+    return ACTIVATIONS[activation](a) * b
+
+
+def _fake_gated_pair(x: Tensor, gate: Tensor, *_: Any, **__: Any) -> Tensor:
+    return x.new_empty((*x.shape[:-1], gate.shape[0]))
+
+
+@_define(
+    "linear_gated_pair(Tensor x, Tensor gate_weight, Tensor? gate_bias, Tensor up_weight, Tensor? up_bias, "
+    'str activation="silu") -> Tensor',
+    _fake_gated_pair,
+)
+def linear_gated_pair(
+    x: Tensor,
+    gate_weight: Tensor,
+    gate_bias: Tensor | None,
+    up_weight: Tensor,
+    up_bias: Tensor | None,
+    activation: str = "silu",
+) -> Tensor:
+    """activation(x gate_weightᵀ + gate_bias) · (x up_weightᵀ + up_bias), (…, n): linear_gated with two weights (n, k)."""
+    return ACTIVATIONS[activation](F.linear(x, gate_weight, gate_bias)) * F.linear(x, up_weight, up_bias)
+
+
+# ---- Norms ----------------------------------------------------------------------------------------------------------
+
+
+def _fake_pair(x: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    return _like_first(x), _like_first(x)
+
+
+@_define("layer_norm(Tensor x, Tensor? weight, Tensor? bias, float eps, Tensor? residual=None) -> Tensor", _like_first)
+def layer_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Tensor | None = None
+) -> Tensor:
+    """(s − mean(s)) / √(var(s) + eps) · weight + bias over the last dimension, s = x + residual.
+
+    x and residual are (…, n), weight and bias (n); the variance is the biased one.
+    """
+    s = x if residual is None else x + residual
+    return F.layer_norm(s, s.shape[-1:], weight, bias, eps)
+
+
+@_define(
+    "add_layer_norm(Tensor x, Tensor residual, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor)", _fake_pair
+)
+def add_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """layer_norm with a residual, and the sum x + residual as well: what pre-norm layers carry on."""
+    s = x + residual
+    return F.layer_norm(s, s.shape[-1:], weight, bias, eps), s
+
+
+def _rms(s: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    wide = _wider(s)
+    y = (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(s.dtype)
+    return y if weight is None else (y * weight).to(s.dtype)
+
+
+@_define("rms_norm(Tensor x, Tensor? weight, float eps, Tensor? residual=None) -> Tensor", _like_first)
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float, residual: Tensor | None = None) -> Tensor:
+    """s / √(mean(s²) + eps), rounded to x's dtype, · weight, over the last dimension, s = x + residual.
+
+    x and residual are (…, n), weight (n).
+    """
+    return _rms(x if residual is None else x + residual, weight, eps)
+
+
+@_define("add_rms_norm(Tensor x, Tensor residual, Tensor? weight, float eps) -> (Tensor, Tensor)", _fake_pair)
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    """rms_norm with a residual, and the sum x + residual as well."""
+    s = x + residual
+    return _rms(s, weight, eps), s
+
+
+# ---- What comes first and last --------------------------------------------------------------------------------------
+
+
+def _fake_embed_norm(tables: Sequence[Tensor], ids: Sequence[Tensor], *_: Any) -> Tensor:
+    shape = torch.broadcast_shapes(*(i.shape for i in ids))
+    return tables[0].new_empty((*shape, tables[0].shape[1]))
+
+
+@_define("embed_norm(Tensor[] tables, Tensor[] ids, Tensor? weight, Tensor? bias, float eps) -> Tensor", _fake_embed_norm)
+def embed_norm(
+    tables: Sequence[Tensor], ids: Sequence[Tensor], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """layer_norm of the sum of tables[t][ids[t]], taken from the left, (…, n).
+
+    Tables are (entries, n); ids are integers of shapes that broadcast to one another; an id outside its table is an error.
+    """
+    s = F.embedding(ids[0], tables[0])
+    for table, i in zip(tables[1:], ids[1:], strict=True):
+        s = s + F.embedding(i, table)
+    return F.layer_norm(s, s.shape[-1:], weight, bias, eps)
+
+
+def _fake_mean_pool(x: Tensor, mask: Tensor, least: float) -> Tensor:
+    return x.new_empty((x.shape[0], x.shape[2]))
+
+
+@_define("mean_pool(Tensor x, Tensor mask, float least=1e-09) -> Tensor", _fake_mean_pool)
+def mean_pool(x: Tensor, mask: Tensor, least: float = 1e-9) -> Tensor:
+    """Σ x · mask / max(Σ mask, least) over the tokens, (batch, n).
+
+    x is (batch, tokens, n), mask (batch, tokens), of any dtype: 1 for real tokens and 0 for padding, or other weights. An
+    empty row gives 0.
+    """
+    wide = _wider(x)
+    weights = mask.to(wide.dtype).unsqueeze(-1)
+    return ((wide * weights).sum(1) / weights.sum(1).clamp(min=least)).to(x.dtype)

@@ -1,0 +1,176 @@
+"""What of a model runs on which operator, what was left to PyTorch and why: as text, and as tables in a notebook."""
+
+from __future__ import annotations
+
+import html
+from collections import Counter
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx, nn
+
+from .model import Program, forward_of
+from .patterns import operation, value_of
+
+# Left to PyTorch without a word, as nothing is computed: another view of the same numbers, or sizes.
+VIEWS = {
+    "reshape", "transpose", "permute", "unsqueeze", "squeeze", "expand", "slice", "select", "split", "chunk", "unbind",
+    "split_with_sizes", "getitem", "sym_size", "t", "detach", "alias", "narrow", "movedim",
+}  # fmt: skip
+HEAVY = {
+    "linear": "linear", "addmm": "linear", "mm": "linear", "matmul": "product", "bmm": "product", "einsum": "product",
+    "baddbmm": "product", "scaled_dot_product_attention": "attention", "softmax": "softmax", "_softmax": "softmax",
+    "layer_norm": "norm", "native_layer_norm": "norm", "rms_norm": "norm", "group_norm": "norm",
+}  # fmt: skip
+_SCALARS = {"add", "sub", "mul", "floordiv", "mod", "neg", "eq", "le", "lt", "ge", "gt", "ne"}
+
+
+@dataclass
+class Line:
+    operation: str
+    count: int
+    runs_on: str
+    note: str = ""
+
+
+@dataclass
+class Graph:
+    """One pattern of calls."""
+
+    call: str
+    calls: int
+    replaced: list[Line] = field(default_factory=list)
+    left: list[Line] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    why_eager: str = ""
+
+
+@dataclass
+class Report:
+    """What :func:`report` returns: print it, or let a notebook show it."""
+
+    model: str
+    optimized: bool
+    graphs: list[Graph] = field(default_factory=list)
+    eager: dict[str, int] = field(default_factory=dict)  # why calls ran the model's own code: how many
+    options: list[str] = field(default_factory=list)
+
+    def left(self, *kinds: str) -> list[str]:
+        """The operations of a kind (linear, product, attention, softmax, norm) that PyTorch runs, over all graphs."""
+        lines = [line for graph in self.graphs for line in graph.left]
+        return [line.operation for line in lines if HEAVY.get(line.operation.removeprefix("aten::")) in kinds]
+
+    def replaced(self, operation: str) -> int:
+        """How often an operator of strop's is called, over all graphs."""
+        return sum(line.count for g in self.graphs for line in g.replaced if line.operation == f"strop::{operation}")
+
+    def __str__(self) -> str:
+        if not self.optimized:
+            return f"{self.model}: not optimized"
+        parts = [f"{self.model}: {len(self.graphs)} captured"]
+        parts += [f"  {option}" for option in self.options]
+        for graph in self.graphs:
+            parts.append(f"  {graph.call} ({graph.calls} calls)")
+            if graph.why_eager:
+                parts.append(f"    not captured: {graph.why_eager}")
+                continue
+            for title, lines in (("replaced", graph.replaced), ("left to PyTorch", graph.left)):
+                if lines:
+                    parts.append(f"    {title}")
+                    width = max(len(line.operation) for line in lines)
+                    parts += [
+                        f"      {line.count:>4} × {line.operation:<{width}}  {line.runs_on}"
+                        + (f": {line.note}" if line.note else "")
+                        for line in lines
+                    ]
+            parts += [f"    {note}" for note in graph.notes]
+        if self.eager:
+            parts.append("  calls that ran the model's own code")
+            parts += [f"    {count:>4} × {reason}" for reason, count in self.eager.items()]
+        return "\n".join(parts)
+
+    def _repr_html_(self) -> str:
+        def row(*cells: object, tag: str = "td") -> str:
+            return "<tr>" + "".join(f"<{tag}>{html.escape(str(c))}</{tag}>" for c in cells) + "</tr>"
+
+        parts = [f"<p><b>{html.escape(self.model)}</b>{'' if self.optimized else ': not optimized'}</p>"]
+        parts += [f"<p>{html.escape(option)}</p>" for option in self.options]
+        for graph in self.graphs:
+            parts.append(f"<p><code>{html.escape(graph.call)}</code>, {graph.calls} calls</p>")
+            if graph.why_eager:
+                parts.append(f"<p>not captured: {html.escape(graph.why_eager)}</p>")
+                continue
+            rows = [row(line.operation, line.count, line.runs_on, line.note) for line in graph.replaced + graph.left]
+            parts.append(f"<table>{row('operation', 'count', 'runs on', 'note', tag='th')}{''.join(rows)}</table>")
+            parts += [f"<p>{html.escape(note)}</p>" for note in graph.notes]
+        if self.eager:
+            rows = [row(count, reason) for reason, count in self.eager.items()]
+            header = row("calls", "why the model's own code ran", tag="th")
+            parts.append(f"<table>{header}{''.join(rows)}</table>")
+        return "".join(parts)
+
+
+def _has_kernel(operator: torch._ops.OpOverload, device: str) -> bool:
+    """Whether a kernel has taken the place of the implementation in PyTorch."""
+    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device)
+    return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), key)
+
+
+def _device(node: fx.Node) -> str:
+    value = value_of(node)
+    value = value[0] if isinstance(value, (tuple, list)) and value else value
+    return value.device.type if isinstance(value, Tensor) else "cpu"
+
+
+def _lines(program: Program) -> tuple[list[Line], list[Line]]:
+    assert program.captured is not None
+    replaced: Counter[tuple[str, str]] = Counter()
+    left: Counter[str] = Counter()
+    reasons: dict[str, list[str]] = {}
+    for node in program.captured.module.graph.nodes:
+        if node.op not in ("call_function", "call_method"):
+            continue
+        name = operation(node.target) or str(node.target)
+        if isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.name.startswith("aten::"):
+            device = _device(node)
+            where = f"strop's kernel for {device.upper()}" if _has_kernel(node.target, device) else "its implementation in PyTorch"
+            replaced[node.target._schema.name, where] += 1
+        elif name not in VIEWS and isinstance(_first(value_of(node)), Tensor):
+            left[name] += 1
+            reasons.setdefault(name, [])
+            if node.name in program.outcome.refused:
+                reasons[name].append(program.outcome.refused[node.name])
+    lines = []
+    for name, count in sorted(left.items(), key=lambda item: (item[0] not in HEAVY, -item[1])):
+        why = list(dict.fromkeys(reasons[name])) or ["no pattern covers it"]
+        lines.append(Line(f"aten::{name}" if ":" not in name else name, count, "PyTorch", "; ".join(why)))
+    return [Line(name, count, where) for (name, where), count in replaced.most_common()], lines
+
+
+def _first(value: object) -> object:
+    return value[0] if isinstance(value, (tuple, list)) and value else value
+
+
+def report(model: nn.Module) -> Report:
+    """What of a model of :func:`optimize_model` runs on which operator, and what PyTorch was left with, and why.
+
+    It knows what has been called: before the first call there is nothing to say. Views are not listed, as nothing is
+    computed for them.
+    """
+    forward = forward_of(model)
+    name = type(model).__name__
+    if forward is None:
+        return Report(name, optimized=False)
+    options = [
+        "CUDA graphs (graphs) and computing on real tokens alone (ragged) are not there yet: the options have no effect"
+    ]
+    if forward.dtype is not None:
+        options.append(f"computes in {forward.dtype} on a copy of the weights".replace("torch.", ""))
+    found = Report(name, optimized=True, eager=dict(forward.eager), options=options)
+    for program in forward.programs.values():
+        graph = Graph(program.call, program.calls, why_eager=program.why_eager)
+        if program.captured is not None:
+            graph.replaced, graph.left = _lines(program)
+            graph.notes = program.captured.notes
+        found.graphs.append(graph)
+    return found
