@@ -239,7 +239,7 @@ def _changes_nothing(node: fx.Node, name: str | None) -> bool:
     if name in ("_to_copy", "to", "type_as"):
         return same
     if name == "slice":
-        _, dim, start, end, step = (*node.args, *(0, None, None, 1)[len(node.args) - 1 :])
+        _, _, start, end, step = (*node.args, *(0, None, None, 1)[len(node.args) - 1 :])
         return same and start in (None, 0) and (end is None or end == 2**63 - 1) and step == 1
     if name == "expand":
         return same and all(size == -1 for size in node.args[1])
@@ -277,7 +277,11 @@ def difference(
             continue
         sizes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in given.items())
         with torch.no_grad():
-            wanted = forward(**given, **fixed)
+            try:
+                wanted = forward(**given, **fixed)
+            except Exception as error:
+                text = str(error).strip().splitlines() or [""]
+                return f"on {sizes} the module fails itself: {type(error).__name__}: {text[0][:200]}"
             try:
                 got = captured(given)
             except Exception as error:
@@ -289,7 +293,8 @@ def difference(
                     return f"on {sizes}{pytree.keystr(path)} is {b}, not {a}"
                 continue
             if a.shape != b.shape or a.dtype != b.dtype:
-                return f"on {sizes} result {pytree.keystr(path)} is {b.dtype} {tuple(b.shape)}, not {a.dtype} {tuple(a.shape)}"
+                kinds = [f"{t.dtype} {tuple(t.shape)}" for t in (b, a)]
+                return f"on {sizes} result {pytree.keystr(path)} is {kinds[0]}, not {kinds[1]}"
             if not _close(a, b):
                 worst = (a.double() - b.double()).abs().max().item()
                 return f"on {sizes} result {pytree.keystr(path)} is off by {worst:.2g}"

@@ -1,7 +1,7 @@
-"""optimize_model and restore: a module whose forward runs rewritten graphs, and its own code for what they don't cover.
+"""optimize_model and restore: a module whose forward runs rewritten graphs, and its own code for the rest.
 
-One graph serves all calls of one pattern: which arguments are tensors, of what dtype and device, and what the others are.
-Sizes are not part of it.
+One graph serves all calls of one pattern: which arguments are tensors, of what dtype and device, and what the others
+are. Sizes are not part of it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from . import registry
-from .capture import Captured, CaptureError, B, L, capture, clean, difference, roles
+from .capture import B, Captured, CaptureError, L, capture, clean, difference, roles
 from .registry import Outcome
 
 Model = TypeVar("Model", bound=nn.Module)
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MOST_PROGRAMS = 32  # of one model: sizes that are not batch or length make a pattern each, without end
 _FIXED = (str, int, float, bool, type(None), torch.dtype, torch.device)  # arguments that are part of a call's pattern
 _CONFIG = ("_attn_implementation", "output_attentions", "output_hidden_states", "return_dict", "use_cache")
 
@@ -48,6 +49,9 @@ class Forward:
         self.had = model.__dict__.get("forward")  # a forward that somebody else put in place of the class's
         self.dtype, self.graphs, self.ragged = dtype, graphs, ragged
         self._set_up()
+
+    def __repr__(self) -> str:
+        return f"<{type(self.model).__name__}.forward by strop.optimize_model>"
 
     def _set_up(self) -> None:
         functools.update_wrapper(self, self.original, updated=())
@@ -75,7 +79,10 @@ class Forward:
         # The module is not whole yet; what depends on it is made when it is first called.
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("programs", "eager", "lock", "parameters", "positional", "__signature__") and "model" in self.__dict__:
+        if (
+            name in ("programs", "eager", "lock", "parameters", "positional", "__signature__")
+            and "model" in self.__dict__
+        ):
             self._set_up()
             return self.__dict__[name]
         raise AttributeError(name)
@@ -93,6 +100,8 @@ class Forward:
         role = roles(tensors)
         key = self._key(tensors, fixed, role)
         program = self.programs.get(key)
+        if program is None and len(self.programs) >= MOST_PROGRAMS:
+            return self._eagerly(f"{MOST_PROGRAMS} patterns of calls are captured already", args, kwargs)
         if program is None or not self._current(program):
             with self.lock:
                 program = self.programs.get(key)
@@ -236,7 +245,9 @@ def _in_dtype(model: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, list[tup
 def _describe(tensors: Mapping[str, Tensor], fixed: Mapping[str, Any]) -> str:
     parts = []
     for name, role in roles(tensors).items():
-        sizes = "×".join({B: "batch", L: "length"}.get(what, str(what)) if isinstance(what, str) else str(what) for what in role)
+        sizes = "×".join(
+            {B: "batch", L: "length"}.get(what, str(what)) if isinstance(what, str) else str(what) for what in role
+        )
         parts.append(f"{name}: {str(tensors[name].dtype).removeprefix('torch.')} {sizes}")
     return ", ".join(parts + [f"{name}={value!r}" for name, value in fixed.items()])
 
@@ -251,10 +262,10 @@ def optimize_model(
 ) -> Model:
     """Makes a model's forward run on strop's operators; the same object, called as before, gives the same.
 
-    Nothing is captured before the first call. Each pattern of calls (which tensors, what else) is captured once, for all
-    batch sizes and lengths, checked against the model on other sizes, rewritten and checked again. Where that is not
-    possible, or a call is for something that a graph cannot do (training, gradients of inputs, a cache, attentions),
-    the model's own code runs as before: :func:`report` says when and why. Results carry no gradient.
+    Nothing is captured before the first call. Each pattern of calls (which tensors, what else) is captured once for all
+    batch sizes and lengths, rewritten, and checked against the model on other sizes. Where that is not possible, or a
+    call is for something that a graph cannot do (training, gradients of inputs, a cache, attentions), the model's own
+    code runs as before: :func:`report` says when and why. Results carry no gradient.
 
     The model's weights are neither copied nor changed: loading others into them takes effect at once, and replacing
     them, or moving the model, has it captured anew.

@@ -1,9 +1,9 @@
 """The operators that a rewritten model calls, each with an implementation in plain PyTorch.
 
 They say what the kernels have to compute. A kernel registered for CPU or CUDA takes the place of the one here, which
-stays as the fallback of every device. All are functional: no argument is written, no result shares an argument's memory.
-Inputs may have any strides. Where nothing else is said, a result has the dtype of the first argument, and sums are
-taken in float32 or better.
+stays as the fallback of every device. All are functional: no argument is written, no result shares an argument's
+memory. Inputs may have any strides. Where nothing else is said, a result has the dtype of the first argument, and sums
+are taken in float32 or better.
 """
 
 from __future__ import annotations
@@ -128,9 +128,9 @@ def attention(
     1/√size where it is None. Softmax and sums are in float32.
 
     A key counts where all of these let it: mask, broadcastable to (batch, heads, queries, keys), either bool (true:
-    attend) or of query's dtype, which is added; padding, bool (batch, keys), true for real tokens; and the window, as in
-    attention_mask with key_offset 0. A query that no key counts for, by false or by −inf, gives 0. One whose keys are
-    all masked by a finite value, however low, gets the plain softmax.
+    attend) or of query's dtype, which is added; padding, bool (batch, keys), true for real tokens; and the window, as
+    in attention_mask with key_offset 0. A query that no key counts for, by false or by −inf, gives 0. One whose keys
+    are all masked by a finite value, however low, gets the plain softmax.
     """
     if padding is not None or window_left >= 0 or window_right >= 0:
         batch, queries, keys = query.shape[0], query.shape[2], key.shape[2]
@@ -221,7 +221,7 @@ def linear_gated_pair(
     up_bias: Tensor | None,
     activation: str = "silu",
 ) -> Tensor:
-    """activation(x gate_weightᵀ + gate_bias) · (x up_weightᵀ + up_bias), (…, n): linear_gated with two weights (n, k)."""
+    """activation(x gate_weightᵀ + gate_bias) · (x up_weightᵀ + up_bias), (…, n): two weights (n, k)."""
     return ACTIVATIONS[activation](F.linear(x, gate_weight, gate_bias)) * F.linear(x, up_weight, up_bias)
 
 
@@ -285,13 +285,16 @@ def _fake_embed_norm(tables: Sequence[Tensor], ids: Sequence[Tensor], *_: Any) -
     return tables[0].new_empty((*shape, tables[0].shape[1]))
 
 
-@_define("embed_norm(Tensor[] tables, Tensor[] ids, Tensor? weight, Tensor? bias, float eps) -> Tensor", _fake_embed_norm)
+@_define(
+    "embed_norm(Tensor[] tables, Tensor[] ids, Tensor? weight, Tensor? bias, float eps) -> Tensor", _fake_embed_norm
+)
 def embed_norm(
     tables: Sequence[Tensor], ids: Sequence[Tensor], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
     """layer_norm of the sum of tables[t][ids[t]], taken from the left, (…, n).
 
-    Tables are (entries, n); ids are integers of shapes that broadcast to one another; an id outside its table is an error.
+    Tables are (entries, n); ids are integers of shapes that broadcast to one another. An id outside its table is an
+    error.
     """
     s = F.embedding(ids[0], tables[0])
     for table, i in zip(tables[1:], ids[1:], strict=True):
@@ -307,8 +310,8 @@ def _fake_mean_pool(x: Tensor, mask: Tensor, least: float) -> Tensor:
 def mean_pool(x: Tensor, mask: Tensor, least: float = 1e-9) -> Tensor:
     """Σ x · mask / max(Σ mask, least) over the tokens, (batch, n).
 
-    x is (batch, tokens, n), mask (batch, tokens), of any dtype: 1 for real tokens and 0 for padding, or other weights. An
-    empty row gives 0.
+    x is (batch, tokens, n), mask (batch, tokens), of any dtype: 1 for real tokens and 0 for padding, or other weights.
+    An empty row gives 0.
     """
     wide = _wider(x)
     weights = mask.to(wide.dtype).unsqueeze(-1)

@@ -238,9 +238,7 @@ class Match:
         return self.values()[parameter]
 
     def values(self) -> Values:
-        return {
-            p.target: self.nodes[p] for p in self.pattern.graph.nodes if p.op == "placeholder" and p in self.nodes
-        }
+        return {p.target: self.nodes[p] for p in self.pattern.graph.nodes if p.op == "placeholder" and p in self.nodes}
 
     def val(self, parameter: str) -> Any:
         """What a parameter stands for, as the fake tensor of its shape and dtype, or the value."""
@@ -305,7 +303,9 @@ def replace(match: Match, replacement: Callable[..., Any]) -> list[fx.Node]:
     values = match.values()
     missing = [name for name, p in wanted.items() if name not in values and p.default is inspect.Parameter.empty]
     if missing:
-        raise PatternError(f"the replacement of {match.pattern.name} has a parameter {missing[0]} that the pattern lacks")
+        raise PatternError(
+            f"the replacement of {match.pattern.name} has a parameter {missing[0]} that the pattern lacks"
+        )
     given = {
         name: fx.node.map_aggregate(value, lambda a: fx.Proxy(a, tracer) if is_node(a) else a)
         for name, value in values.items()
@@ -364,4 +364,3 @@ def _check_alike(name: str, old: fx.Node, new: fx.Node) -> None:
     if isinstance(a, Tensor) and isinstance(b, Tensor) and (a.dtype != b.dtype or a.dim() != b.dim()):
         kinds = [f"{v.dtype} with {v.dim()} dimensions" for v in (b, a)]
         raise PatternError(f"the replacement of {name} gives {kinds[0]} in the place of {kinds[1]}")
-

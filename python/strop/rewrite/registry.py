@@ -22,7 +22,7 @@ class Rule:
     shared: bool = False  # see patterns.find
 
     def remove(self) -> None:
-        """Takes a rule of replace_pattern out again. Models captured with it are captured anew when they are next called."""
+        """Ends a rule of replace_pattern. Models captured with it are captured anew when they are next called."""
         global _version
         if self in _users:
             _users.remove(self)
@@ -103,6 +103,8 @@ def rewrite(graph: fx.Graph) -> Outcome:
             except PatternError as error:
                 outcome.refused[node.name] = f"{rule.name}: {error}"
                 continue
+            except Exception as error:
+                raise RuntimeError(f"the replacement {rule.name} failed: {type(error).__name__}: {error}") from error
             outcome.made[rule.name] = outcome.made.get(rule.name, 0) + 1
     graph.eliminate_dead_code()
     graph.lint()

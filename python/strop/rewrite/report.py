@@ -133,7 +133,11 @@ def _lines(program: Program) -> tuple[list[Line], list[Line]]:
         name = operation(node.target) or str(node.target)
         if isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.name.startswith("aten::"):
             device = _device(node)
-            where = f"strop's kernel for {device.upper()}" if _has_kernel(node.target, device) else "its implementation in PyTorch"
+            where = (
+                f"its kernel for {device.upper()}"
+                if _has_kernel(node.target, device)
+                else "its implementation in PyTorch"
+            )
             replaced[node.target._schema.name, where] += 1
         elif name not in VIEWS and isinstance(_first(value_of(node)), Tensor):
             left[name] += 1

@@ -41,7 +41,9 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout, causal: 
 def _sdpa_fits(match: Match) -> bool | str:
     if match["dropout"] != 0:
         return "it has dropout"
-    return _shapes_fit(match, match.val("q"), match.val("k").shape[1] if match.val("k").dim() == 4 else 0, match.val("v"))
+    return _shapes_fit(
+        match, match.val("q"), match.val("k").shape[1] if match.val("k").dim() == 4 else 0, match.val("v")
+    )
 
 
 def _from_sdpa(q, k, v, mask, causal, scale):

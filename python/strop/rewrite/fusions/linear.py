@@ -126,7 +126,9 @@ def _gated_pair(spelling: Callable[..., Any]) -> Callable[..., Any]:
 
 def _pair_fits(constants: tuple[float, ...]) -> Callable[[Match], bool | str]:
     fit = _constants_fit(constants)
-    return lambda match: fit(match) if match.val("w").shape == match.val("up").shape else "gate and value differ in size"
+    return lambda match: (
+        fit(match) if match.val("w").shape == match.val("up").shape else "gate and value differ in size"
+    )
 
 
 def _linear_gated(activation: str) -> Callable[..., Any]:
@@ -139,7 +141,9 @@ def _linear_gated_pair(activation: str) -> Callable[..., Any]:
 
 def rules() -> Iterator[Rule]:
     yield Rule("linear", Pattern(linear), lambda x, w, b: ops.linear_act(x, w, b))
-    yield Rule("linear", Pattern(conv1d), lambda x, w, b: ops.linear_act(x, aten.transpose.int(w, 0, 1), b), _conv1d_fits)
+    yield Rule(
+        "linear", Pattern(conv1d), lambda x, w, b: ops.linear_act(x, aten.transpose.int(w, 0, 1), b), _conv1d_fits
+    )
     spellings = [(name, *spelling) for name, several in ACTIVATIONS.items() for spelling in several]
     for name, spelling, constants in spellings:
         for cut, halves in _HALVES.items():

@@ -49,7 +49,10 @@ def _fits(match: Match) -> bool | str:
 def rules() -> Iterator[Rule]:
     weights: list[Callable[..., Any]] = [_expanded(True), _expanded(False)]
     weights += [lambda m, d, sizes, f=f: f(m, d) for f in _WEIGHTS.values()]
-    bounds: list[Callable[..., Any]] = [lambda s, least: aten.clamp(s, least), lambda s, least: aten.clamp_min(s, least)]
+    bounds: list[Callable[..., Any]] = [
+        lambda s, least: aten.clamp(s, least),
+        lambda s, least: aten.clamp_min(s, least),
+    ]
     for w, bound in itertools.product(weights, bounds):
         yield Rule(
             "mean pooling", Pattern(_pooled(w, bound), "mean_pool"),
