@@ -1,4 +1,4 @@
-"""optimize_model on transformers' encoders: what eager fp32 gives, with every attention, linear layer and norm replaced.
+"""optimize_model on transformers' encoders: what eager fp32 gives; every attention, linear layer and norm replaced.
 
 Random weights and small sizes, but everything of the architecture: two layers with both kinds of attention where there
 are two, each output head, both spellings of attention.

@@ -21,7 +21,14 @@ _SIZES = {
     "num_labels": 3,
 }
 _DISTILBERT = {"dim": 32, "n_heads": 4, "hidden_dim": 40, "vocab_size": VOCABULARY, "num_labels": 3}
-_DEBERTA = {"relative_attention": True, "position_buckets": 8, "norm_rel_ebd": "layer_norm", "type_vocab_size": 0}
+_SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+_DEBERTA = {
+    "relative_attention": True,
+    "position_buckets": 8,
+    "norm_rel_ebd": "layer_norm",
+    "type_vocab_size": 0,
+    "pos_att_type": ["c2p", "p2c"],
+}
 # What each architecture is called, and what it takes beyond the sizes. DeBERTa-v3 is v2 with what v3's models set.
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "BERT": ("Bert", {}),
@@ -31,11 +38,10 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "DistilBERT": ("DistilBert", {}),
     "MPNet": ("MPNet", {}),
     "ELECTRA": ("Electra", {"embedding_size": 24}),
-    "ModernBERT": ("ModernBert", {"local_attention": 8, "global_attn_every_n_layers": 2, "pad_token_id": 0,
-                                  "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}),
-    "DeBERTa-v2": ("DebertaV2", {**_DEBERTA, "pos_att_type": ["c2p", "p2c"], "conv_kernel_size": 3, "conv_act": "gelu"}),
-    "DeBERTa-v3": ("DebertaV2", {**_DEBERTA, "pos_att_type": ["p2c", "c2p"], "share_att_key": True}),
-}  # fmt: skip
+    "ModernBERT": ("ModernBert", {"local_attention": 8, "global_attn_every_n_layers": 2, **_SPECIAL}),
+    "DeBERTa-v2": ("DebertaV2", {**_DEBERTA, "conv_kernel_size": 3, "conv_act": "gelu"}),
+    "DeBERTa-v3": ("DebertaV2", {**_DEBERTA, "share_att_key": True}),
+}
 
 
 def make(architecture: str, head: str = "Model", layers: int = 2, attention: str = "sdpa", **more: Any) -> nn.Module:

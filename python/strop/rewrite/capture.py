@@ -1,7 +1,7 @@
 """Captures a module as one ATen graph that serves every batch size and length.
 
 By torch.export, non-strict, with all sizes symbolic, so that nothing of Dynamo is there when the graph runs. Sizes are
-named by their role: B is the first input's first size, L its second. The graph is only trusted once it has given what
+named by their role: B is the batch, L the length, both of the first input. The graph is only trusted once it has given what
 the module gives on other sizes than it was captured with.
 """
 
@@ -36,10 +36,15 @@ class CaptureError(RuntimeError):
 
 
 def roles(tensors: Mapping[str, Tensor]) -> dict[str, Roles]:
-    """What each size of each tensor stands for."""
+    """What each size of each tensor stands for.
+
+    The first tensor has tokens, (batch, length), or what stands for tokens, (batch, length, columns); other tensors of
+    numbers have a batch and no length.
+    """
     first = next(iter(tensors.values()))
     batch = first.shape[0] if first.dim() else -1
-    length = first.shape[1] if first.dim() > 1 else -1
+    has_length = first.dim() == 3 or (first.dim() == 2 and not first.is_floating_point())
+    length = first.shape[1] if has_length else -1
     return {name: _roles(tensor, batch, length) for name, tensor in tensors.items()}
 
 

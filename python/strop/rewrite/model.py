@@ -265,7 +265,7 @@ def optimize_model(
     Nothing is captured before the first call. Each pattern of calls (which tensors, what else) is captured once for all
     batch sizes and lengths, rewritten, and checked against the model on other sizes. Where that is not possible, or a
     call is for something that a graph cannot do (training, gradients of inputs, a cache, attentions), the model's own
-    code runs as before: :func:`report` says when and why. Results carry no gradient.
+    code runs as before: :func:`strop.report` says when and why. Results carry no gradient.
 
     The model's weights are neither copied nor changed: loading others into them takes effect at once, and replacing
     them, or moving the model, has it captured anew.
@@ -297,7 +297,7 @@ def optimize_model(
 
 
 def restore(model: Model) -> Model:
-    """Gives a model of :func:`optimize_model` its own forward back; any other is left as it is."""
+    """Gives a model of :func:`strop.optimize_model` its own forward back; any other is left as it is."""
     present = forward_of(model)
     if present is not None:
         if present.had is not None:

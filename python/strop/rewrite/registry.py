@@ -45,7 +45,7 @@ def replace_pattern(
     where: Where | None = None,
     name: str | None = None,
 ) -> Rule:
-    """Has every model of :func:`optimize_model` compute a replacement where a pattern is found.
+    """Has every model of :func:`strop.optimize_model` compute a replacement where a pattern is found.
 
     Both are functions of plain PyTorch with the same parameters. A parameter of the pattern stands for whatever is in
     its place in the model: a tensor, or a value such as an eps, which the replacement gets as a number. The page "How
@@ -57,7 +57,7 @@ def replace_pattern(
         replacement: what to compute instead, with as many results. It may have fewer parameters.
         where: takes a match; False, or the reason as text, refuses it. `match["eps"]` is what a parameter stands for,
             `match.val("x")` a tensor without contents that has its shape and dtype.
-        name: for :func:`report`; the pattern's own name where it is left out.
+        name: for :func:`strop.report`; the pattern's own name where it is left out.
 
     Returns:
         The rule, whose `remove()` ends it.

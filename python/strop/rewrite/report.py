@@ -47,7 +47,7 @@ class Graph:
 
 @dataclass
 class Report:
-    """What :func:`report` returns: print it, or let a notebook show it."""
+    """What :func:`strop.report` returns: print it, or let a notebook show it."""
 
     model: str
     optimized: bool
@@ -156,7 +156,7 @@ def _first(value: object) -> object:
 
 
 def report(model: nn.Module) -> Report:
-    """What of a model of :func:`optimize_model` runs on which operator, and what PyTorch was left with, and why.
+    """What of a model of :func:`strop.optimize_model` runs on which operator, and what PyTorch was left with, and why.
 
     It knows what has been called: before the first call there is nothing to say. Views are not listed, as nothing is
     computed for them.
