@@ -1,8 +1,8 @@
 """Captures a module as one ATen graph that serves every batch size and length.
 
 By torch.export, non-strict, with all sizes symbolic, so that nothing of Dynamo is there when the graph runs. Sizes are
-named by their role: B is the batch, L the length, both of the first input. The graph is only trusted once it has given what
-the module gives on other sizes than it was captured with.
+named by their role: B is the batch, L the length, both of the first input. The graph is only trusted once it has given
+what the module gives on other sizes than it was captured with.
 """
 
 from __future__ import annotations
