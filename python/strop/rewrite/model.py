@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from . import registry
 from .capture import B, Captured, CaptureError, L, capture, clean, difference, roles
@@ -206,7 +206,8 @@ class Forward:
             tensors = self._converted(tensors)
         captured = capture(model, forward, tensors, fixed)
         clean(captured.module.graph)
-        plain = copy.copy(captured.module.graph)
+        plain = fx.Graph()
+        plain.output(plain.graph_copy(captured.module.graph, {}))
         outcome = registry.rewrite(captured.module.graph)
         captured.module.recompile()
         wrong = difference(captured, forward, tensors, fixed)

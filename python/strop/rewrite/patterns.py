@@ -206,6 +206,7 @@ class Pattern:
             mine, its = ours.get(argument.name, default), theirs.get(argument.name, default)
             if argument.name in _DIMENSIONS:
                 rank = next((value_of(a).dim() for a in value.all_input_nodes if isinstance(value_of(a), Tensor)), 0)
+                rank += operation(value.target) in ("unsqueeze", "stack")  # which count the new one too
                 mine, its = (_from_the_front(dims, rank) for dims in (mine, its))
             pairs[argument.name] = (mine, its)
         yield list(pairs.values())

@@ -139,6 +139,9 @@ def _lines(program: Program) -> tuple[list[Line], list[Line]]:
                 else "its implementation in PyTorch"
             )
             replaced[node.target._schema.name, where] += 1
+            reasons.setdefault(node.target._schema.name, [])
+            if node.name in program.outcome.refused:
+                reasons[node.target._schema.name].append(program.outcome.refused[node.name])
         elif name not in VIEWS and isinstance(_first(value_of(node)), Tensor):
             left[name] += 1
             reasons.setdefault(name, [])
@@ -148,7 +151,11 @@ def _lines(program: Program) -> tuple[list[Line], list[Line]]:
     for name, count in sorted(left.items(), key=lambda item: (item[0] not in HEAVY, -item[1])):
         why = list(dict.fromkeys(reasons[name])) or ["no pattern covers it"]
         lines.append(Line(f"aten::{name}" if ":" not in name else name, count, "PyTorch", "; ".join(why)))
-    return [Line(name, count, where) for (name, where), count in replaced.most_common()], lines
+    ours = [
+        Line(name, count, where, "; ".join(dict.fromkeys(reasons[name])))
+        for (name, where), count in replaced.most_common()
+    ]
+    return ours, lines
 
 
 def _first(value: object) -> object:
