@@ -51,7 +51,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Rewriting is imported when it is first used: the losses alone need not wait for it."""
     if name in ("optimize_model", "replace_pattern", "report", "restore"):
-        from . import rewrite
-
+        try:
+            from . import rewrite
+        except ModuleNotFoundError as error:  # the Hub's copy
+            raise ImportError(f"{name}: this copy of strop has the losses alone; the package has all of it") from error
         return getattr(rewrite, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
