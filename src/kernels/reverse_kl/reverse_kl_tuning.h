@@ -71,7 +71,7 @@ inline Tuning tune(const Chip& chip, std::int64_t vocab, int student_bytes, int 
   if (!fused) {
     // Nothing is held. Long parts, since a row has its cost, but enough blocks for few rows; three steps at least.
     const int most = static_cast<int>(
-        std::clamp<std::int64_t>(vectors / (3 * kVectors * 32 * kMaxWarps), 1, std::min(most_parts, 6)));
+        std::clamp<std::int64_t>(vectors / (3 * kVectors * 32 * most_warps), 1, std::min(most_parts, 6)));
     int best = most;
     for (int parts = most - 1; 3 * parts >= 2 * most; --parts) {
       if (busy(parts) > busy(best)) best = parts;

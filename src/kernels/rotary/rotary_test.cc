@@ -205,6 +205,33 @@ TEST(RotarySmall, Layouts) {
   }
 }
 
+// Heads of a wider tensor: tokens and the first head start at multiples of 16 bytes, the second head does not.
+TEST(RotarySmall, HeadsThatStartAnywhere) {
+  Random random(79);
+  for (const Backend& backend : all_backends()) {
+    for (DType dtype : kFloats) {
+      Case c;
+      c.tokens = 3, c.heads = 8, c.d = c.r = 32;
+      c.dtype = dtype;
+      Case whole = c;
+      whole.d = 33;
+      Data narrow(c, random), wide(whole, random);
+      for (std::int64_t i = 0; i < c.tokens * c.heads * c.d; ++i) wide.x.set(i / 32 * 33 + i % 32, narrow.x.get(i));
+      const UseBackend use(backend);
+      RotaryInputs in = narrow.inputs(c, backend);
+      in.x = wide.x.on(backend);
+      in.x.shape[2] = 32;
+      const Status status = rotary_embedding(in, in.x);
+      ASSERT_TRUE(status.ok()) << status.message();
+      synchronize(backend);
+      wide.x.fetch();
+      ASSERT_TRUE(narrow.run(c, backend).ok());
+      for (std::int64_t i = 0; i < c.tokens * c.heads * c.d; ++i)
+        ASSERT_EQ(wide.x.get(i / 32 * 33 + i % 32), narrow.out.get(i)) << backend << " " << dtype_name(dtype) << i;
+    }
+  }
+}
+
 TEST(Rotary, Drawn) {
   Random random(74);
   for (const Backend& backend : device_backends()) {
