@@ -57,11 +57,6 @@ Status check_mask(const char* name, const TensorView& view, const TensorView& q,
   return check_data(name, view, false);
 }
 
-attn::Integers integers(const TensorView& view) {
-  return view.data == nullptr ? attn::Integers{}
-                              : attn::Integers{view.data, view.strides[0], view.dtype == DType::kInt64};
-}
-
 // A stride that nothing steps by is 0, so that it does not stand in the way of vectors.
 std::int64_t stride(const TensorView& view, int d) { return d < 0 || view.shape[d] == 1 ? 0 : view.strides[d]; }
 attn::Tensor tensor(const TensorView& view) {
@@ -140,10 +135,7 @@ Status check_out(const AttentionInputs& in, const TensorView& out) {
   STROP_RETURN_IF_ERROR(check_like_q("out", out, in.q));
   if (!same_shape(out, in.q, in.q.rank)) [[unlikely]]
     return value_error("out", "shape " + shape_text(in.q) + " like q", shape_text(out));
-  if (!elements_apart(out)) [[unlikely]] {
-    return value_error("out", "elements that share no memory",
-                       "shape " + shape_text(out) + " with strides " + strides_text(out));
-  }
+  STROP_RETURN_IF_ERROR(check_elements_apart("out", out));
   const std::pair<const char*, const TensorView*> others[] = {
       {"q", &in.q},       {"k", &in.k},       {"v", &in.v},       {"cu_q", &in.cu_q},
       {"cu_k", &in.cu_k}, {"mask", &in.mask}, {"bias", &in.bias}, {"key_lengths", &in.key_lengths}};

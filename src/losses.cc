@@ -235,10 +235,7 @@ Status reverse_kl_loss(const ReverseKlInputs& in, const TensorView& loss, const 
                         dtype_name(grad.dtype));
     }
     STROP_RETURN_IF_ERROR(check_like("grad", grad, student, rank, "student_logits", empty));
-    if (!elements_apart(grad)) [[unlikely]] {
-      return value_error("grad", "elements that share no memory",
-                         "shape " + shape_text(grad) + " with strides " + strides_text(grad));
-    }
+    STROP_RETURN_IF_ERROR(check_elements_apart("grad", grad));
     in_place = grad.data == student.data && same_strides(grad, student);
     if (!in_place && share_memory(grad, student)) [[unlikely]] {
       return value_error("grad", "memory of its own or exactly that of student_logits",

@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "base/checks.h"
-#include "base/element.h"
 #include "kernels/norm/norm.h"
 
 #ifndef STROP_WITH_CUDA
@@ -50,10 +49,7 @@ struct Named {
 Status check_output(const Named& output, const Named& source, const TensorView& x,
                     std::initializer_list<Named> others) {
   STROP_RETURN_IF_ERROR(check_matrix(output.name, output.view, x));
-  if (!elements_apart(output.view)) [[unlikely]] {
-    return value_error(output.name, "elements that share no memory",
-                       "shape " + shape_text(output.view) + " with strides " + strides_text(output.view));
-  }
+  STROP_RETURN_IF_ERROR(check_elements_apart(output.name, output.view));
   const bool in_place = output.view.data == source.view.data && same_strides(output.view, source.view);
   if (!in_place && share_memory(output.view, source.view)) [[unlikely]] {
     return value_error(output.name, std::string("memory of its own or exactly that of ") + source.name,
@@ -188,27 +184,10 @@ Status check_ids(int k, const TensorView& ids, const TensorView& first, const Te
   return check_data(name, ids, ids.shape[0] == 0);
 }
 
-// In host memory: that every id names a row.
-Status check_range(int k, const TensorView& ids, std::int64_t rows) {
-  for (std::int64_t r = 0; r < ids.shape[0]; ++r) {
-    const std::int64_t i = r * ids.strides[0];
-    const std::int64_t id =
-        ids.dtype == DType::kInt32 ? load_as<std::int32_t>(ids.data, i) : load_as<std::int64_t>(ids.data, i);
-    if (id < 0 || id >= rows) [[unlikely]] {
-      return value_error(kIdNames[k], "ids from 0 to " + std::to_string(rows - 1) + ", the rows of " + kTableNames[k],
-                         std::to_string(id) + " at " + std::to_string(r));
-    }
-  }
-  return {};
-}
-
 // `like` has the output's shape and the tables' dtype and device.
 Status check_fresh(const Named& output, const TensorView& like, const EmbeddingInputs& in, const TensorView& other) {
   STROP_RETURN_IF_ERROR(check_matrix(output.name, output.view, like));
-  if (!elements_apart(output.view)) [[unlikely]] {
-    return value_error(output.name, "elements that share no memory",
-                       "shape " + shape_text(output.view) + " with strides " + strides_text(output.view));
-  }
+  STROP_RETURN_IF_ERROR(check_elements_apart(output.name, output.view));
   const auto shared_with = [&]() -> const char* {
     for (int k = 0; k < kMaxTables; ++k) {
       if (share_memory(output.view, in.tables[k])) return kTableNames[k];
@@ -261,7 +240,7 @@ Status embedding_norm(const EmbeddingInputs& in, double eps, const NormOutputs& 
   norm::Problem p = problem(norm::Kind::kLayer, like.shape[0], like, in.weight, in.bias, eps, to);
   for (int k = 0; k < tables; ++k) {
     const TensorView &table = in.tables[k], &ids = in.ids[k];
-    p.terms[k] = {matrix(table), {ids.data, ids.strides[0], ids.dtype, table.shape[0]}};
+    p.terms[k] = {matrix(table), {integers(ids), table.shape[0]}};
   }
 #if STROP_WITH_CUDA
   if (first.device == DeviceType::kCuda) {
@@ -282,7 +261,10 @@ Status embedding_norm(const EmbeddingInputs& in, double eps, const NormOutputs& 
 #else
   static_cast<void>(stream);
 #endif
-  for (int k = 0; k < tables; ++k) STROP_RETURN_IF_ERROR(check_range(k, in.ids[k], in.tables[k].shape[0]));
+  for (int k = 0; k < tables; ++k) {
+    const norm::Index& index = p.terms[k].index;
+    STROP_RETURN_IF_ERROR(check_in_range(kIdNames[k], "ids", index.numbers, p.rows, index.rows, kTableNames[k]));
+  }
   return norm::run_cpu(p);
 }
 

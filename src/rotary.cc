@@ -5,7 +5,6 @@
 #include <string>
 
 #include "base/checks.h"
-#include "base/element.h"
 #include "kernels/rotary/rotary.h"
 
 #ifndef STROP_WITH_CUDA
@@ -68,10 +67,7 @@ Status check_out(const RotaryInputs& in, const TensorView& out) {
     return value_error("out", "shape " + tuple_text(in.x.shape, 3) + " like x", shape_text(out));
   STROP_RETURN_IF_ERROR(check_same_device("out", out, in.x, "x"));
   STROP_RETURN_IF_ERROR(check_data("out", out, out.shape[0] == 0));
-  if (!elements_apart(out)) [[unlikely]] {
-    return value_error("out", "elements that share no memory",
-                       "shape " + shape_text(out) + " with strides " + strides_text(out));
-  }
+  STROP_RETURN_IF_ERROR(check_elements_apart("out", out));
   if (!(out.data == in.x.data && same_strides(out, in.x)) && share_memory(out, in.x)) [[unlikely]] {
     return value_error("out", "memory of its own or exactly that of x", "memory shared with x in another layout");
   }
@@ -81,20 +77,6 @@ Status check_out(const RotaryInputs& in, const TensorView& out) {
                                                                : nullptr;
   if (shared != nullptr) [[unlikely]]
     return value_error("out", "memory of its own", std::string("memory shared with ") + shared);
-  return {};
-}
-
-// In host memory: that every position names a row.
-Status check_range(const rotary::Problem& p) {
-  for (std::int64_t t = 0; p.positions != nullptr && t < p.tokens; ++t) {
-    const std::int64_t i = t * p.positions_stride;
-    const std::int64_t row = p.positions_dtype == DType::kInt32 ? load_as<std::int32_t>(p.positions, i)
-                                                                : load_as<std::int64_t>(p.positions, i);
-    if (row < 0 || row >= p.rows) [[unlikely]] {
-      return value_error("positions", "numbers from 0 to " + std::to_string(p.rows - 1) + ", the rows of cos",
-                         std::to_string(row) + " at " + std::to_string(t));
-    }
-  }
   return {};
 }
 
@@ -134,11 +116,7 @@ Status rotary_embedding(const RotaryInputs& in, const TensorView& out, void* str
   p.cos = table(in.cos);
   p.sin = table(in.sin);
   p.rows = in.cos.shape[0];
-  if (in.positions.rank != 0) {
-    p.positions = in.positions.data;
-    p.positions_stride = in.positions.strides[0];
-    p.positions_dtype = in.positions.dtype;
-  }
+  p.positions = integers(in.positions);
 #if STROP_WITH_CUDA
   if (in.x.device == DeviceType::kCuda) {
 #if STROP_EMULATED
@@ -154,7 +132,8 @@ Status rotary_embedding(const RotaryInputs& in, const TensorView& out, void* str
 #else
   static_cast<void>(stream);
 #endif
-  STROP_RETURN_IF_ERROR(check_range(p));
+  if (p.positions.data != nullptr)
+    STROP_RETURN_IF_ERROR(check_in_range("positions", "numbers", p.positions, p.tokens, p.rows, "cos"));
   return rotary::run_cpu(p);
 }
 

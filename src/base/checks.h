@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "base/integers.h"
 #include "strop/status.h"
 #include "strop/tensor_view.h"
 
@@ -94,6 +95,19 @@ inline Status check_data(const char* name, const TensorView& view, bool empty) {
   return {};
 }
 
+// In host memory: that the first n numbers are from 0 to rows - 1, `what` being said to be the rows of `table`.
+inline Status check_in_range(const char* name, const char* what, const Integers& numbers, std::int64_t n,
+                             std::int64_t rows, const char* table) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::int64_t number = numbers.at(i);
+    if (number < 0 || number >= rows) [[unlikely]] {
+      return value_error(name, std::string(what) + " from 0 to " + std::to_string(rows - 1) + ", the rows of " + table,
+                         std::to_string(number) + " at " + std::to_string(i));
+    }
+  }
+  return {};
+}
+
 // Whether `view` has `rank` dimensions, with the sizes of like's first.
 inline bool same_shape(const TensorView& view, const TensorView& like, int rank) {
   if (view.rank != rank) return false;
@@ -150,6 +164,16 @@ inline bool elements_apart(const TensorView& view) {
     reach += dims[i].first * (dims[i].second - 1);
   }
   return true;
+}
+
+STROP_COLD inline Status apart_error(const char* name, const TensorView& view) {
+  return value_error(name, "elements that share no memory",
+                     "shape " + shape_text(view) + " with strides " + strides_text(view));
+}
+// Of an output.
+inline Status check_elements_apart(const char* name, const TensorView& view) {
+  if (elements_apart(view)) return {};
+  return apart_error(name, view);
 }
 
 // Whether two views share an element's memory. Exact where their ranges are disjoint or where they are column ranges of

@@ -17,6 +17,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "base/integers.h"
 #include "strop/status.h"
 #include "strop/tensor_view.h"
 
@@ -33,18 +34,6 @@ struct Mask {
   std::int64_t stride_b = 0, stride_h = 0, stride_q = 0, stride_k = 0;
   DType dtype = DType::kBool;
 };
-struct Integers {
-  const void* data = nullptr;
-  std::int64_t stride = 1;
-  bool wide = false;  // int64, else int32
-
-  constexpr std::int64_t at(std::int64_t i) const {
-    if (data == nullptr) return 0;
-    return wide ? static_cast<const std::int64_t*>(data)[i * stride]
-                : static_cast<const std::int32_t*>(data)[i * stride];
-  }
-};
-
 inline constexpr std::int64_t kUnlimited = std::int64_t{1} << 60;
 
 // A checked call.

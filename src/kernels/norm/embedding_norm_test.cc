@@ -279,8 +279,8 @@ TEST(EmbeddingNormSmall, FloorBytes) {
   p.rows = 4096, p.n = 768;
   p.dtype = DType::kFloat16;
   p.out = {f, 768, 1};
-  p.terms[0] = {{f, 768, 1}, {f, 1, DType::kInt64, 30522}};
-  p.terms[1] = {{f, 768, 1}, {f, 0, DType::kInt32, 2}};
+  p.terms[0] = {{f, 768, 1}, {{f, 1, true}, 30522}};
+  p.terms[1] = {{f, 768, 1}, {{f, 0, false}, 2}};
   EXPECT_EQ(floor_bytes(p), 4096 * 768 * 2 + 2 * 768 * 2 + 4096 * 8 + 4);
 }
 

@@ -16,6 +16,7 @@
 
 #include <cstdint>
 
+#include "base/integers.h"
 #include "strop/status.h"
 #include "strop/tensor_view.h"
 
@@ -30,12 +31,10 @@ struct Matrix {
   std::int64_t stride = 1;
 };
 
-// Rows by number: row r of the call is row index[r] of a matrix of `rows` rows. Null data: row r itself. The row of a
-// number that names none is NaN; no memory is read for it.
+// Rows by number: row r of the call is row numbers[r] of a matrix of `rows` rows. No numbers: row r itself. The row of
+// a number that names none is NaN; no memory is read for it.
 struct Index {
-  const void* data = nullptr;
-  std::int64_t stride = 1;
-  DType dtype = DType::kInt64;  // int32 or int64
+  Integers numbers;
   std::int64_t rows = 0;
 };
 
@@ -74,9 +73,9 @@ inline std::int64_t floor_bytes(const Problem& p) {
   };
   // As if all numbers of an index were the same: they are not known here.
   const auto term = [&](const Term& t) {
-    return t.index.data == nullptr ? matrix(t)
-                                   : (t.stride == 0 ? 1 : p.n) * dtype_size(p.dtype) +
-                                         (t.index.stride == 0 ? 1 : p.rows) * dtype_size(t.index.dtype);
+    return t.index.numbers.data == nullptr ? matrix(t)
+                                           : (t.stride == 0 ? 1 : p.n) * dtype_size(p.dtype) +
+                                                 (t.index.numbers.stride == 0 ? 1 : p.rows) * t.index.numbers.bytes();
   };
   std::int64_t bytes = matrix(p.out) + matrix(p.residual_out) + parameter(p.weight) + parameter(p.bias);
   for (const Term& t : p.terms) bytes += term(t);

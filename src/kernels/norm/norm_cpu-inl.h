@@ -34,10 +34,8 @@ inline std::size_t padded(std::size_t n) {
 // A term of s of a tile in fp32.
 HWY_INLINE void load_term(const Problem& p, const Term& t, std::int64_t row, std::int64_t begin, std::size_t n,
                           float* to) {
-  if (t.index.data != nullptr) {
-    const std::int64_t i = row * t.index.stride;
-    row = t.index.dtype == DType::kInt32 ? load_as<std::int32_t>(t.index.data, i)
-                                         : load_as<std::int64_t>(t.index.data, i);
+  if (t.index.numbers.data != nullptr) {
+    row = t.index.numbers.at(row);
     if (row < 0 || row >= t.index.rows) {
       std::fill(to, to + n, std::numeric_limits<float>::quiet_NaN());
       return;

@@ -32,10 +32,8 @@ struct Part {
   }
   // Which row of a term belongs to this one; -1 for none.
   __device__ __forceinline__ std::int64_t row_of(const Index& i) const {
-    if (i.data == nullptr) return row;
-    const std::int64_t at = row * i.stride;
-    const std::int64_t r = i.dtype == DType::kInt32 ? static_cast<const std::int32_t*>(i.data)[at]
-                                                    : static_cast<const std::int64_t*>(i.data)[at];
+    if (i.numbers.data == nullptr) return row;
+    const std::int64_t r = i.numbers.at(row);
     return r >= 0 && r < i.rows ? r : -1;
   }
 

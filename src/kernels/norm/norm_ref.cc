@@ -15,8 +15,8 @@ void reference(const Problem& p, double* out_values, double* residual_values) {
     return v.data == nullptr ? none : load_element(v.data, v.dtype, i * v.stride);
   };
   const auto term = [&](const Term& t, std::int64_t row, std::int64_t i) {
-    if (t.index.data == nullptr) return at(t, row, i);
-    const auto number = static_cast<std::int64_t>(load_element(t.index.data, t.index.dtype, row * t.index.stride));
+    if (t.index.numbers.data == nullptr) return at(t, row, i);
+    const std::int64_t number = t.index.numbers.at(row);
     return number >= 0 && number < t.index.rows ? at(t, number, i) : std::numeric_limits<double>::quiet_NaN();
   };
   std::vector<double> s(static_cast<std::size_t>(p.n));

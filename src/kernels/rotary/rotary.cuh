@@ -72,10 +72,8 @@ __device__ __forceinline__ char* element(const Args& a, const Heads& m, std::int
 
 // Which row of cos and sin a token has; -1 for none.
 __device__ __forceinline__ std::int64_t row_of(const Problem& p, std::int64_t token) {
-  if (p.positions == nullptr) return token;
-  const std::int64_t i = token * p.positions_stride;
-  const std::int64_t row = p.positions_dtype == DType::kInt32 ? static_cast<const std::int32_t*>(p.positions)[i]
-                                                              : static_cast<const std::int64_t*>(p.positions)[i];
+  if (p.positions.data == nullptr) return token;
+  const std::int64_t row = p.positions.at(token);
   return row >= 0 && row < p.rows ? row : -1;
 }
 

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 
+#include "base/integers.h"
 #include "strop/status.h"
 #include "strop/tensor_view.h"
 
@@ -36,9 +37,8 @@ struct Problem {
   DType dtype = DType::kFloat32;  // of x and out: float32, float16 or bfloat16
   Heads x, out;                   // may be the same memory, with the same strides
   Table cos, sin;
-  const void* positions = nullptr;  // null: token t has row t
-  std::int64_t positions_stride = 1, rows = 0;
-  DType positions_dtype = DType::kInt64;  // int32 or int64
+  Integers positions;     // none: token t has row t
+  std::int64_t rows = 0;  // of cos and sin
 };
 
 // Pair i: the elements it is of, and their columns.

@@ -68,7 +68,7 @@ struct Data {
     p.cos = {cos_view.data, cos_view.strides[0], cos_view.strides[1], cos_view.dtype};
     p.sin = {sin_view.data, sin_view.strides[0], sin_view.strides[1], sin_view.dtype};
     p.rows = c.positions ? c.rows : c.tokens;
-    if (c.positions) p.positions = at.data, p.positions_stride = at.strides[0], p.positions_dtype = at.dtype;
+    if (c.positions) p.positions = integers(at);
     return p;
   }
 
