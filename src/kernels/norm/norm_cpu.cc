@@ -27,12 +27,8 @@ HWY_AFTER_NAMESPACE();
 namespace strop::norm {
 
 Status run_cpu(const Problem& p) {
-  constexpr std::int64_t kMaxChunks = 256;
-  constexpr std::int64_t kParallelElements = 16384;  // what the other families' kernels found worth waking threads for
   const auto rows = STROP_SIMD(norm_rows);
-  const std::int64_t chunks = std::min(p.rows, kMaxChunks);
-  for_each_chunk(chunks, p.rows * p.n > kParallelElements,
-                 [&](std::int64_t chunk) { rows(p, p.rows * chunk / chunks, p.rows * (chunk + 1) / chunks); });
+  for_each_range(p.rows, p.n, [&](std::int64_t first, std::int64_t end) { rows(p, first, end); });
   return {};
 }
 

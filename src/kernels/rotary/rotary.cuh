@@ -120,8 +120,8 @@ __global__ void __launch_bounds__(256) rotary_kernel(const __grid_constant__ Arg
   const int tokens = a.tuning.tokens_a_block, of_token = a.slots * static_cast<int>(a.p.heads);
   for (std::int64_t first = std::int64_t{blockIdx.x} * tokens; first < a.p.tokens;
        first += std::int64_t{gridDim.x} * tokens) {
-    for (std::int64_t i = threadIdx.x; i < std::int64_t{tokens} * of_token; i += blockDim.x) {
-      const int in_block = static_cast<int>(i / of_token), rest = static_cast<int>(i % of_token);
+    for (int i = static_cast<int>(threadIdx.x); i < tokens * of_token; i += static_cast<int>(blockDim.x)) {
+      const int in_block = i / of_token, rest = i % of_token;
       if (first + in_block < a.p.tokens) turn<kE>(a, first + in_block, rest / a.slots, rest % a.slots);
     }
   }

@@ -84,12 +84,8 @@ HWY_AFTER_NAMESPACE();
 namespace strop::rotary {
 
 Status run_cpu(const Problem& p) {
-  constexpr std::int64_t kMaxChunks = 256;
-  constexpr std::int64_t kParallelElements = 16384;  // what the other families' kernels found worth waking threads for
   const auto tokens = STROP_SIMD(rotary_tokens);
-  const std::int64_t chunks = std::min(p.tokens, kMaxChunks);
-  for_each_chunk(chunks, p.tokens * p.heads * p.d > kParallelElements,
-                 [&](std::int64_t chunk) { tokens(p, p.tokens * chunk / chunks, p.tokens * (chunk + 1) / chunks); });
+  for_each_range(p.tokens, p.heads * p.d, [&](std::int64_t first, std::int64_t end) { tokens(p, first, end); });
   return {};
 }
 
