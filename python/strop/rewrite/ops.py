@@ -31,14 +31,21 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _define(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Registers an operator with its schema, its implementation and what it returns for fake tensors."""
-    name = schema.partition("(")[0]
+def _define(
+    schema: str, fake: Callable[..., Any], kernel: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers an operator with its schema, its implementation and what it returns for fake tensors.
+
+    With a kernel (bindings/torch/inference_ops.cc) the implementation has a name of its own as well, by which the
+    kernel hands on what it does not take.
+    """
+    name, _, rest = schema.partition("(")
 
     def register(implementation: Callable[..., Any]) -> Callable[..., Any]:
-        _library.define(schema)
-        _library.impl(name, implementation, "CompositeExplicitAutograd")
-        torch.library.register_fake(add_op_namespace_prefix(name), fake, lib=_library)
+        for called in (name, f"{name}_plain") if kernel else (name,):
+            _library.define(f"{called}({rest}")
+            _library.impl(called, implementation, "CompositeExplicitAutograd")
+            torch.library.register_fake(add_op_namespace_prefix(called), fake, lib=_library)
         return implementation
 
     return register
@@ -102,7 +109,8 @@ def attention_mask(
 
 
 def _fake_attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
-    return query.new_empty((*query.shape[:3], value.shape[3]))
+    batch, heads, queries, _size = query.shape
+    return query.new_empty((batch, queries, heads, value.shape[3])).transpose(1, 2)
 
 
 @_define(
@@ -131,6 +139,9 @@ def attention(
     attend) or of query's dtype, which is added; padding, bool (batch, keys), true for real tokens; and the window, as
     in attention_mask with key_offset 0. A query that no key counts for, by false or by −inf, gives 0. One whose keys
     are all masked by a finite value, however low, gets the plain softmax.
+
+    In memory the result is (batch, queries, heads, value size), so that heads side by side, what a layer goes on with,
+    is a view of it.
     """
     if padding is not None or window_left >= 0 or window_right >= 0:
         batch, queries, keys = query.shape[0], query.shape[2], key.shape[2]
@@ -147,7 +158,45 @@ def attention(
     if mask is not None:
         any_key = (mask if mask.dtype == torch.bool else mask > float("-inf")).any(-1, keepdim=True)
         out = out.masked_fill(~any_key, 0)
-    return out.contiguous()
+    return out.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _fake_attention_packed(query: Tensor, *_: Any, **__: Any) -> Tensor:
+    return query.new_empty(query.shape)
+
+
+@_define(
+    "attention_packed(Tensor query, Tensor key, Tensor value, Tensor cu, SymInt longest, float? scale=None, "
+    "int window_left=-1, int window_right=-1) -> Tensor",
+    _fake_attention_packed,
+)
+def attention_packed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu: Tensor,
+    longest: int,
+    scale: float | None = None,
+    window_left: int = -1,
+    window_right: int = -1,
+) -> Tensor:
+    """attention within sequences that lie one behind the other, (tokens, heads, size).
+
+    query is (tokens, heads, size), key and value (tokens, key heads, size). Sequence b has rows cu[b] to cu[b + 1], of
+    integers (batch + 1) that do not sink; none has more than longest. scale and windows are those of attention, the
+    window within the sequence. Rows behind the last sequence are finite, whatever they are.
+    """
+    batch, tokens, heads = cu.shape[0] - 1, query.shape[0], query.shape[1]
+    places = cu[:-1, None] + torch.arange(longest, device=cu.device)
+    real = places < cu[1:, None]
+    places = torch.where(real, places, -1).flatten()
+    q, k, v = (scatter_rows(x, places).unflatten(0, (batch, longest)).transpose(1, 2) for x in (query, key, value))
+    out = attention(q, k, v, None, real, scale, window_left, window_right)
+    rows = torch.arange(tokens, device=cu.device, dtype=cu.dtype)
+    sequence = torch.searchsorted(cu[1:], rows, right=True)
+    back = sequence * longest + rows - cu[sequence.clamp(max=max(batch - 1, 0))]
+    out = out.transpose(1, 2).reshape(batch * longest, heads, query.shape[2])
+    return scatter_rows(out, torch.where(rows < cu[-1], back, -1))
 
 
 def _fake_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -316,3 +365,73 @@ def mean_pool(x: Tensor, mask: Tensor, least: float = 1e-9) -> Tensor:
     wide = _wider(x)
     weights = mask.to(wide.dtype).unsqueeze(-1)
     return ((wide * weights).sum(1) / weights.sum(1).clamp(min=least)).to(x.dtype)
+
+
+# ---- Real tokens alone ----------------------------------------------------------------------------------------------
+
+
+def _fake_token_index(mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch, length = mask.shape
+    sizes = ((batch + 1, torch.int32), (batch * length, torch.int32), (batch * length, torch.int32), (4, torch.int64))
+    cu, rows, where, summary = (mask.new_empty((size,), dtype=dtype) for size, dtype in sizes)
+    return cu, rows, where, summary
+
+
+@_define("token_index(Tensor mask) -> (Tensor cu, Tensor rows, Tensor where, Tensor summary)", _fake_token_index)
+def token_index(mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Where the real tokens of a padded batch are, sequence after sequence: what packing and unpacking need.
+
+    mask is (batch, length) of any dtype, other than 0 for real tokens, of which there are T. Given are
+    cu, int32 (batch + 1): how many real tokens there are before each sequence, and T;
+    rows, int32 (batch · length): of each real token its position b · length + l, and 0 behind the T-th;
+    where, int32 (batch · length): the reverse, of each position its token, or −1;
+    summary, int64 (4): T, the longest sequence's real tokens, 1 if some sequence begins with padding (an empty one
+    does), 1 if padding lies between the real tokens of some sequence.
+    """
+    real = mask != 0
+    lengths, flat = real.sum(1), real.flatten()
+    positions = flat.shape[0]
+    cu = F.pad(lengths.cumsum(0), (1, 0))
+    where = torch.where(flat, flat.cumsum(0) - 1, -1)
+    # Padding goes behind the end, and is cut off.
+    rows = torch.zeros(positions + 1, dtype=torch.int64, device=mask.device)
+    rows.scatter_(0, torch.where(flat, where, positions), torch.arange(positions, device=mask.device))
+    first = F.pad(real, (0, 1))[:, 0]  # also where the length is 0
+    begins = (real & ~F.pad(real, (1, 0))[:, :-1]).sum(1)
+    summary = torch.stack((cu[-1], F.pad(lengths, (0, 1)).max(), (~first).any().long(), (begins > 1).any().long()))
+    return cu.int(), rows[:-1].int(), where.int(), summary
+
+
+def _fake_rows(x: Tensor, index: Tensor) -> Tensor:
+    return x.new_empty((index.shape[0], *x.shape[1:]))
+
+
+@_define("gather_rows(Tensor x, Tensor rows) -> Tensor", _fake_rows)
+def gather_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """x[rows], (T, …): x is (N, …), rows (T) of int32 or int64 from 0 to N − 1."""
+    return x.index_select(0, rows)
+
+
+@_define("scatter_rows(Tensor x, Tensor where) -> Tensor", _fake_rows)
+def scatter_rows(x: Tensor, where: Tensor) -> Tensor:
+    """x[where], and 0 where that is negative, (N, …): x is (T, …), where (N) of int32 or int64 below T.
+
+    T may be 0.
+    """
+    zero = x.new_zeros((1, *x.shape[1:]))
+    return torch.cat((x, zero)).index_select(0, torch.where(where < 0, x.shape[0], where))
+
+
+def _fake_mean_pool_packed(x: Tensor, cu: Tensor, least: float = 1e-9) -> Tensor:
+    return x.new_empty((cu.shape[0] - 1, x.shape[1]))
+
+
+@_define("mean_pool_packed(Tensor x, Tensor cu, float least=1e-09) -> Tensor", _fake_mean_pool_packed)
+def mean_pool_packed(x: Tensor, cu: Tensor, least: float = 1e-9) -> Tensor:
+    """Σ x / max(number, least) over the rows of each sequence, (batch, n); 0 for an empty one.
+
+    x is (tokens, n), cu (batch + 1) as in attention_packed; rows behind the last sequence do not count.
+    """
+    lengths = cu.diff()
+    sums = torch.segment_reduce(_wider(x), "sum", lengths=lengths.long(), axis=0, unsafe=True, initial=0.0)
+    return (sums / lengths.to(sums.dtype).clamp(min=least).unsqueeze(1)).to(x.dtype)
