@@ -8,8 +8,9 @@
 // in its sequence alone, and for CUDA by whether x can be read in vectors: a sequence's result is bitwise the same from
 // run to run, whatever shares the batch, and padded on the right or packed.
 //
-// `least` is finite and not negative, the smallest number that a sum is divided by: sentence-transformers takes 1e-9,
-// which gives zeros for a sequence without tokens. With 0 that is 0 / 0, NaN, in the padded form.
+// `least`, rounded to float32, is finite and not negative, the smallest number that a sum is divided by:
+// sentence-transformers takes 1e-9, which gives zeros for a sequence without tokens. With 0 that is 0 / 0, NaN, in the
+// padded form.
 #pragma once
 
 #include "strop/status.h"

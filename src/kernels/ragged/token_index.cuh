@@ -4,11 +4,11 @@
 //           for, in one.
 // Design    A warp takes 512 positions as 16 words of 32 bits, which its lanes then go through together, so that
 //           stores to where and rows are neighbours; words come from ballots or, of masks of bytes, from one vector a
-//           lane. A block adds up its warps' counts once a pass. One block does it all for up to 64 K positions: there
-//           is nothing that waiting for others would gain. Beyond, blocks count their parts, meet, and then write; a
+//           lane. A block adds up its warps' counts once a pass. One block does it all for up to 64 K positions,
+//           where meeting others would cost what they save. Beyond, blocks count their parts, meet, and then write; a
 //           part's count lies where its first `where` belongs, since a launcher has no scratch.
 // Bytes     token_index.h; with several blocks the mask is read again, from L2.
-// Floor     The launch, and four trips to memory one after the other: mask, stores, cu, rows. About 5 us to 16 K.
+// Floor     The launch, and four trips to memory one after the other: mask, stores, cu, rows.
 #pragma once
 
 #include "base/ptx/grid.cuh"
