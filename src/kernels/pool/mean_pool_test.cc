@@ -326,6 +326,35 @@ TEST(MeanPool, ManySequences) {
   }
 }
 
+// The first token starts at a multiple of 16 bytes; the others do not, or those of the other sequences.
+TEST(MeanPoolSmall, TokensThatStartAnywhere) {
+  for (const Backend& backend : all_backends()) {
+    for (DType dtype : kFloats) {
+      for (bool sequences_alone : {false, true}) {
+        Random random(122);
+        const std::int64_t sequences = 2, length = 3, n = 16;
+        const std::int64_t token = sequences_alone ? n : n + 3, sequence = length * token + (sequences_alone ? 3 : 0);
+        Tensor x(dtype, {sequences, sequence}), mask(DType::kBool, {sequences, length}), out(dtype, {sequences, n});
+        x.fill([&](std::int64_t) { return static_cast<double>(random.integer(-8, 8)); });
+        mask.fill([](std::int64_t i) { return i % 3 < 2; });
+        const UseBackend use(backend);
+        TensorView from = x.on(backend);
+        from.rank = 3;
+        from.shape[1] = length, from.shape[2] = n;
+        from.strides[1] = token, from.strides[2] = 1;
+        const Status status = mean_pool(from, mask.on(backend), 1e-9, out.on(backend));
+        ASSERT_TRUE(status.ok()) << status.message();
+        synchronize(backend);
+        out.fetch();
+        for (std::int64_t i = 0; i < sequences * n; ++i) {
+          const std::int64_t at = i / n * sequence + i % n;  // small whole numbers: exact
+          ASSERT_EQ(out.get(i), (x.get(at) + x.get(at + token)) / 2) << backend << " " << dtype_name(dtype) << " " << i;
+        }
+      }
+    }
+  }
+}
+
 // A sequence by itself, among others, padded to another length and packed: the same bits.
 TEST(MeanPoolSmall, SameBitsWhateverSharesTheBatch) {
   for (const Backend& backend : all_backends()) {

@@ -276,7 +276,9 @@ TEST(TokenIndexTuning, PartsMakeUpAllPositions) {
     EXPECT_LT((t.parts - 1) * t.part, positions) << "the last part is empty";
     EXPECT_LE(t.parts, t.block);
     EXPECT_EQ(t.block % 32, 0);
-    if (t.parts > 1) EXPECT_EQ(t.part % (t.block * kPositionsAThread), 0);
+    if (t.parts > 1) {
+      EXPECT_EQ(t.part % (t.block * kPositionsAThread), 0);
+    }
   }
 }
 
