@@ -135,7 +135,10 @@ def cpp_api() -> str:
         "The headers of `include/strop`. They need C++20 and nothing else; `launch.h` is for code that nvcc or the "
         "emulator compiles.\n",
     ]
-    order = ["losses", "norm", "attention", "rotary", "tensor_view", "status", "parallel", "launch", "emu"]
+    order = [
+        "losses", "norm", "attention", "rotary", "ragged", "pool",
+        "tensor_view", "status", "parallel", "launch", "emu",
+    ]  # fmt: skip
     headers = sorted(
         (ROOT / "include/strop").glob("*.h"),
         key=lambda f: (order.index(f.stem) if f.stem in order else len(order), f.stem),

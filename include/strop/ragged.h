@@ -1,0 +1,41 @@
+// Padded batches without their padding: where the real tokens of a mask are, and rows taken there and put back.
+//
+// All functions take views and return a Status. They allocate nothing and, on CUDA, start at most one kernel on the
+// given stream (a cudaStream_t of the inputs' device; ignored on the CPU) and do not wait for it. The device of the
+// first argument decides the backend. Nothing is rounded: results are the same bits on every backend.
+//
+// How they fit together, for a mask (B, L) with T real tokens: token_index says where they are; gather_rows with its
+// `rows` packs a (B * L, n) tensor to (T, n), which packed attention takes with `cu`; scatter_rows with its `where`
+// gives the padded layout back.
+#pragma once
+
+#include "strop/status.h"
+#include "strop/tensor_view.h"
+
+namespace strop {
+
+// Where the real tokens of padded sequences are.
+//
+// mask (B, L), any dtype with a size, any strides: a token is real where it is not 0 (-0.0 is 0, NaN is not). B and L
+// may be 0, B * L is below 2^31. All outputs are contiguous and have memory of their own:
+//   cu       (B + 1,) int32: how many real tokens come before sequence b; the last is T, how many there are
+//   rows     (B * L,) int32: the place b * L + l of the t-th real token for t < T, and 0 behind, so that a gather with
+//            all of it stays within bounds
+//   where    (B * L,) int32: the inverse: t for the t-th real token, -1 for padding
+//   summary  (4,) int64: T; the length of the longest sequence, in real tokens; 1 if a sequence's first position is
+//            padding (or L is 0 and there are sequences), else 0; 1 if padding lies between real tokens of a sequence,
+//            else 0
+Status token_index(const TensorView& mask, const TensorView& cu, const TensorView& rows, const TensorView& where,
+                   const TensorView& summary, void* stream = nullptr);
+
+// out[t] = x[rows[t]]. x (N, n), any dtype with a size, any strides; rows (T,) int32 or int64, any stride; out (T, n)
+// in x's dtype, no two elements in the same memory, which is its own. n is at least 1, N and T may be 0. Fast where
+// rows of x and out start at multiples of 16 bytes and are contiguous. A row that x does not have: on the CPU an error
+// that names it, with nothing written; on CUDA, where that would have to be waited for, zeros.
+Status gather_rows(const TensorView& x, const TensorView& rows, const TensorView& out, void* stream = nullptr);
+
+// out[p] = x[where[p]], and zeros where where[p] is negative: each row of out is written once. x (T, n), where (N,) and
+// out (N, n) as above. A row at or behind T: on the CPU an error that names it, with nothing written; on CUDA zeros.
+Status scatter_rows(const TensorView& x, const TensorView& where, const TensorView& out, void* stream = nullptr);
+
+}  // namespace strop

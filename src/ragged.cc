@@ -1,0 +1,186 @@
+// The public API of packing: checks views, fills in a problem, runs a backend.
+#include "strop/ragged.h"
+
+#include <cstdint>
+#include <limits>
+#include <string>
+
+#include "base/checks.h"
+#include "kernels/ragged/take_rows.h"
+#include "kernels/ragged/token_index.h"
+
+#ifndef STROP_WITH_CUDA
+#define STROP_WITH_CUDA 0
+#endif
+#if STROP_EMULATED
+#include "strop/emu.h"
+#endif
+
+namespace strop {
+namespace {
+
+using namespace strop::checks;  // NOLINT(google-build-using-namespace)
+
+// ---- token_index ----------------------------------------------------------------------------------------------------
+
+Status check_mask(const TensorView& mask) {
+  if (mask.dtype == DType::kOther) [[unlikely]]
+    return type_error("mask", "bool, an integer or a float dtype", dtype_name(mask.dtype));
+  if (mask.rank != 2) [[unlikely]]
+    return value_error("mask", "shape (B, L)", shape_text(mask));
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+  if (mask.shape[0] > kMost || mask.shape[1] > kMost || mask.shape[0] * mask.shape[1] > kMost) [[unlikely]]
+    return value_error("mask", "fewer than 2^31 elements", "shape " + shape_text(mask));
+  STROP_RETURN_IF_ERROR(check_device("mask", mask, STROP_WITH_CUDA != 0));
+  return check_data("mask", mask, mask.numel() == 0);
+}
+
+struct Named {
+  const char* name;
+  const TensorView& view;
+};
+
+// Shape (n,) with neighbouring elements, memory that none of `others` has.
+Status check_list(const Named& output, DType dtype, std::int64_t n, const TensorView& mask,
+                  std::initializer_list<Named> others) {
+  const TensorView& view = output.view;
+  if (view.dtype != dtype) [[unlikely]]
+    return type_error(output.name, dtype_name(dtype), dtype_name(view.dtype));
+  if (view.rank != 1 || view.shape[0] != n) [[unlikely]]
+    return value_error(output.name, "shape " + tuple_text(&n, 1), shape_text(view));
+  if (n > 1 && view.strides[0] != 1) [[unlikely]]
+    return value_error(output.name, "a contiguous tensor", "strides " + strides_text(view));
+  STROP_RETURN_IF_ERROR(check_same_device(output.name, view, mask, "mask"));
+  STROP_RETURN_IF_ERROR(check_data(output.name, view, n == 0));
+  for (const Named& other : others) {
+    if (range_of(view).overlaps(range_of(other.view))) [[unlikely]]
+      return value_error(output.name, "memory of its own", std::string("memory shared with ") + other.name);
+  }
+  return {};
+}
+
+// ---- Rows -----------------------------------------------------------------------------------------------------------
+
+Status check_rows_of_x(const TensorView& x) {
+  if (x.dtype == DType::kOther) [[unlikely]]
+    return type_error("x", "a dtype of 1, 2, 4 or 8 bytes", dtype_name(x.dtype));
+  if (x.rank != 2) [[unlikely]]
+    return value_error("x", "2 dimensions (rows, n)", shape_text(x));
+  if (x.shape[1] <= 0) [[unlikely]]
+    return value_error("x", "rows of at least 1 element", "shape " + shape_text(x));
+  STROP_RETURN_IF_ERROR(check_device("x", x, STROP_WITH_CUDA != 0));
+  return check_data("x", x, x.shape[0] == 0);
+}
+
+Status check_index(const char* name, const TensorView& index, const TensorView& x) {
+  if (index.dtype != DType::kInt32 && index.dtype != DType::kInt64) [[unlikely]]
+    return type_error(name, "int32 or int64", dtype_name(index.dtype));
+  if (index.rank != 1) [[unlikely]]
+    return value_error(name, "1 dimension", index.rank == 0 ? shape_text(index) : "shape " + shape_text(index));
+  STROP_RETURN_IF_ERROR(check_same_device(name, index, x, "x"));
+  return check_data(name, index, index.shape[0] == 0);
+}
+
+Status check_out(const TensorView& out, const TensorView& x, const char* name, const TensorView& index) {
+  if (out.dtype != x.dtype) [[unlikely]]
+    return type_error("out", std::string(dtype_name(x.dtype)) + " like x", dtype_name(out.dtype));
+  if (out.rank != 2 || out.shape[0] != index.shape[0] || out.shape[1] != x.shape[1]) [[unlikely]] {
+    const std::int64_t shape[] = {index.shape[0], x.shape[1]};
+    return value_error("out", "shape " + tuple_text(shape, 2) + " of " + name + " and x's rows", shape_text(out));
+  }
+  STROP_RETURN_IF_ERROR(check_same_device("out", out, x, "x"));
+  STROP_RETURN_IF_ERROR(check_data("out", out, out.shape[0] == 0));
+  STROP_RETURN_IF_ERROR(check_elements_apart("out", out));
+  const char* const shared = share_memory(out, x) ? "x" : share_memory(out, index) ? name : nullptr;
+  if (shared != nullptr) [[unlikely]]
+    return value_error("out", "memory of its own", std::string("memory shared with ") + shared);
+  return {};
+}
+
+// In host memory: numbers of rows of x and, where there may be none, negative ones.
+Status check_numbers(const char* name, const ragged::TakeRows& p, bool negative) {
+  if (!negative) return check_in_range(name, "numbers", p.index, p.rows, p.x_rows, "x");
+  for (std::int64_t i = 0; i < p.rows; ++i) {
+    const std::int64_t row = p.index.at(i);
+    if (row >= p.x_rows) [[unlikely]] {
+      return value_error(name, "numbers below " + std::to_string(p.x_rows) + ", the rows of x",
+                         std::to_string(row) + " at " + std::to_string(i));
+    }
+  }
+  return {};
+}
+
+Status take_rows(const TensorView& x, const char* name, const TensorView& index, bool negative, const TensorView& out,
+                 void* stream) {
+  STROP_RETURN_IF_ERROR(check_rows_of_x(x));
+  STROP_RETURN_IF_ERROR(check_index(name, index, x));
+  STROP_RETURN_IF_ERROR(check_out(out, x, name, index));
+  if (out.shape[0] == 0) return {};
+
+  ragged::TakeRows p;
+  p.rows = out.shape[0];
+  p.n = out.shape[1];
+  p.x_rows = x.shape[0];
+  p.bytes = dtype_size(x.dtype);
+  p.x = {x.data, x.strides[0], x.strides[1]};
+  p.out = {out.data, out.strides[0], out.strides[1]};
+  p.index = integers(index);
+#if STROP_WITH_CUDA
+  if (x.device == DeviceType::kCuda) {
+#if STROP_EMULATED
+    const emu::Names names({{"x", x}, {name, index}, {"out", out, emu::Access::kOutput}});
+#endif
+    return ragged::run_cuda(p, stream);
+  }
+#else
+  static_cast<void>(stream);
+#endif
+  STROP_RETURN_IF_ERROR(check_numbers(name, p, negative));
+  return ragged::run_cpu(p);
+}
+
+}  // namespace
+
+Status token_index(const TensorView& mask, const TensorView& cu, const TensorView& rows, const TensorView& where,
+                   const TensorView& summary, void* stream) {
+  STROP_RETURN_IF_ERROR(check_mask(mask));
+  ragged::Problem p;
+  p.sequences = mask.shape[0];
+  p.length = mask.shape[1];
+  STROP_RETURN_IF_ERROR(check_list({"cu", cu}, DType::kInt32, p.sequences + 1, mask, {{"mask", mask}}));
+  STROP_RETURN_IF_ERROR(check_list({"rows", rows}, DType::kInt32, p.positions(), mask, {{"mask", mask}, {"cu", cu}}));
+  STROP_RETURN_IF_ERROR(
+      check_list({"where", where}, DType::kInt32, p.positions(), mask, {{"mask", mask}, {"cu", cu}, {"rows", rows}}));
+  STROP_RETURN_IF_ERROR(check_list({"summary", summary}, DType::kInt64, 4, mask,
+                                   {{"mask", mask}, {"cu", cu}, {"rows", rows}, {"where", where}}));
+  p.mask = {mask.data, mask.strides[0], mask.strides[1], mask.dtype};
+  p.cu = static_cast<std::int32_t*>(cu.data);
+  p.rows = static_cast<std::int32_t*>(rows.data);
+  p.where = static_cast<std::int32_t*>(where.data);
+  p.summary = static_cast<std::int64_t*>(summary.data);
+#if STROP_WITH_CUDA
+  if (mask.device == DeviceType::kCuda) {
+#if STROP_EMULATED
+    const emu::Names names({{"mask", mask},
+                            {"cu", cu, emu::Access::kOutput},
+                            {"rows", rows, emu::Access::kOutput},
+                            {"where", where, emu::Access::kOutput},
+                            {"summary", summary, emu::Access::kOutput}});
+#endif
+    return ragged::run_cuda(p, stream);
+  }
+#else
+  static_cast<void>(stream);
+#endif
+  return ragged::run_cpu(p);
+}
+
+Status gather_rows(const TensorView& x, const TensorView& rows, const TensorView& out, void* stream) {
+  return take_rows(x, "rows", rows, false, out, stream);
+}
+
+Status scatter_rows(const TensorView& x, const TensorView& where, const TensorView& out, void* stream) {
+  return take_rows(x, "where", where, true, out, stream);
+}
+
+}  // namespace strop
