@@ -97,13 +97,18 @@ def tokens(batch: int, length: int, g: torch.Generator, real: Tensor | None = No
     return {"input_ids": torch.where(real.bool(), ids, 1), "attention_mask": real}
 
 
-def worst(given: Any, wanted: Any) -> float:
-    """The largest difference between two results, relative to the largest value of each tensor."""
+def worst(given: Any, wanted: Any, real: Tensor | None = None) -> float:
+    """The largest difference between two results, relative to the largest value of each tensor.
+
+    At padding a result of tokens may be 0 altogether, as it is where real tokens alone were computed.
+    """
     assert type(given) is type(wanted)
     pairs = list(zip(given.to_tuple(), wanted.to_tuple(), strict=True))
     assert list(given.keys()) == list(wanted.keys()) and pairs
-    for a, b in pairs:
+    for i, (a, b) in enumerate(pairs):
         assert a.shape == b.shape and a.dtype == b.dtype and not a.isnan().any() and not b.isnan().any()
+        if real is not None and a.shape[:2] == real.shape and not a[real == 0].any():
+            pairs[i] = (a, b.masked_fill((real == 0).view(*real.shape, *[1] * (b.dim() - 2)), 0))
     return max(
         (float((a - b).abs().max() / b.abs().max().clamp(min=1e-30)) for a, b in pairs if b.numel()), default=0.0
     )

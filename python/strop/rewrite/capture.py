@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,7 +85,14 @@ class Captured:
     notes: list[str] = field(default_factory=list)
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> Any:
-        leaves = self.module(*(tensors[name] for name in self.names))
+        return self.result_of(self.module(*self.ordered(tensors)))
+
+    def ordered(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        """A call's tensors in the order in which the graph takes them."""
+        return [tensors[name] for name in self.names]
+
+    def result_of(self, leaves: Any) -> Any:
+        """What the module returns, of the graph's results."""
         return pytree.tree_unflatten(leaves, self.result)
 
     def still_shared(self) -> bool:
@@ -260,24 +267,35 @@ def _changes_nothing(node: fx.Node, name: str | None) -> bool:
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
-def examples(tensors: Mapping[str, Tensor], role: Mapping[str, Roles]) -> Iterator[dict[str, Tensor]]:
-    """Other sizes of the same inputs; a mask of tokens gets padding and a hole in the larger one."""
+def examples(tensors: Mapping[str, Tensor], role: Mapping[str, Roles], holes: bool) -> Iterator[dict[str, Tensor]]:
+    """Other sizes of the same inputs; a mask of tokens gets padding in the larger one, and a hole where holes are."""
     for batch, length in CHECKED_AT:
         given = {name: resized(t.detach(), role[name], batch, length) for name, t in tensors.items()}
         mask = given.get("attention_mask")
         if mask is not None and batch > 1 and role["attention_mask"] == (B, L) and not mask.is_floating_point():
             mask = torch.ones_like(mask)
             mask[0, length // 2 :] = 0
-            mask[1, 2] = 0
+            if holes:
+                mask[1, 2] = 0
             given["attention_mask"] = mask
         yield given
 
 
 def difference(
-    captured: Captured, forward: Callable[..., Any], tensors: Mapping[str, Tensor], fixed: Mapping[str, Any]
+    captured: Captured,
+    forward: Callable[..., Any],
+    tensors: Mapping[str, Tensor],
+    fixed: Mapping[str, Any],
+    call: Callable[[Mapping[str, Tensor]], Any] | None = None,
+    padding: str | None = None,
+    padded: Sequence[Any] = (),
 ) -> str | None:
-    """Where a captured graph and the module differ on other sizes; None where they agree."""
-    for given in examples(tensors, captured.roles):
+    """Where a captured graph and the module differ on other sizes; None where they agree.
+
+    `call` is what is compared instead of the graph itself, but for what its results have where the input `padding` has
+    padding: for each of them `padded` has the layout, or None where it has no tokens.
+    """
+    for given in examples(tensors, captured.roles, holes=call is None):
         if any(given[name].shape[dim] > limit for name, dim, limit in captured.most):
             continue
         sizes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in given.items())
@@ -288,11 +306,15 @@ def difference(
                 text = str(error).strip().splitlines() or [""]
                 return f"on {sizes} the module fails itself: {type(error).__name__}: {text[0][:200]}"
             try:
-                got = captured(given)
+                got = (call or captured)(given)
             except Exception as error:
                 text = str(error).strip().splitlines() or [""]
                 return f"on {sizes} it fails: {type(error).__name__}: {text[0][:200]}"
-        for (path, a), b in zip(pytree.tree_leaves_with_path(wanted), pytree.tree_leaves(got), strict=True):
+        layouts = padded or [None] * len(pytree.tree_leaves(got))
+        leaves = zip(pytree.tree_leaves_with_path(wanted), pytree.tree_leaves(got), layouts, strict=True)
+        for (path, a), b, layout in leaves:
+            if layout is not None and padding in given and isinstance(a, Tensor):
+                a, b = (_without_padding(t, given[padding], layout) for t in (a, b))
             if not isinstance(a, Tensor):
                 if a != b:
                     return f"on {sizes}{pytree.keystr(path)} is {b}, not {a}"
@@ -304,6 +326,12 @@ def difference(
                 worst = (a.double() - b.double()).abs().max().item()
                 return f"on {sizes} result {pytree.keystr(path)} is off by {worst:.2g}"
     return None
+
+
+def _without_padding(result: Tensor, mask: Tensor, layout: Any) -> Tensor:
+    shape = [1] * result.dim()
+    shape[layout.b], shape[layout.l] = mask.shape
+    return result.masked_fill((mask == 0).view(shape), 0)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -17,8 +17,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
-from . import registry
+from . import packed, registry
 from .capture import B, Captured, CaptureError, L, capture, clean, difference, roles
+from .graphs import Graphs, run_as_it_is
+from .ragged import Padded, split
 from .registry import Outcome
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -37,7 +39,10 @@ class Program:
     captured: Captured | None = None
     outcome: Outcome = field(default_factory=lambda: Outcome({}, {}))
     why_eager: str = ""
+    packed: packed.Runner | None = None  # the same for real tokens alone
+    why_padded: str = ""  # why there is no such
     calls: int = 0
+    padded_calls: int = 0  # of these, by the padded graph though there is one for real tokens
     sources: list[tuple[Tensor, int]] = field(default_factory=list)  # of a copy in another dtype, and their versions
 
 
@@ -62,6 +67,7 @@ class Forward:
             p.name for p in self.parameters.values() if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)
         ]
         self.programs: dict[Any, Program] = {}
+        self.graphs_by_device: dict[torch.device, Graphs] = {}
         self.eager: dict[str, int] = {}  # why calls ran the module's own code: how many
         self.lock = threading.RLock()
 
@@ -80,7 +86,7 @@ class Forward:
 
     def __getattr__(self, name: str) -> Any:
         if (
-            name in ("programs", "eager", "lock", "parameters", "positional", "__signature__")
+            name in ("programs", "graphs_by_device", "eager", "lock", "parameters", "positional", "__signature__")
             and "model" in self.__dict__
         ):
             self._set_up()
@@ -106,6 +112,8 @@ class Forward:
             with self.lock:
                 program = self.programs.get(key)
                 if program is None or not self._current(program):
+                    for graphs in self.graphs_by_device.values() if program is not None else ():
+                        graphs.clear()  # they read weights that are there no more
                     program = self.programs[key] = self._compile(tensors, fixed)
         captured = program.captured
         if captured is None:
@@ -117,7 +125,29 @@ class Forward:
             return self._eagerly("an empty input", args, kwargs)
         program.calls += 1
         with torch.no_grad():
-            return captured(self._converted(tensors))
+            tensors = self._converted(tensors)
+            ordered = captured.ordered(tensors)
+            device = ordered[0].device
+            recorded = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+            if program.packed is not None and not recorded:  # to count tokens is to wait, which a recording cannot
+                tokens = packed.locate(program.packed.ragged, tensors)
+                if tokens is not None:
+                    return captured.result_of(program.packed(tokens, ordered))
+                program.padded_calls += 1
+            leaves = None
+            graphs = None if recorded else self._graphs_of(device)
+            if graphs is not None:
+                leaves = run_as_it_is(graphs, program.call, ordered, captured.module)
+            return captured.result_of(leaves if leaves is not None else captured.module(*ordered))
+
+    def _graphs_of(self, device: torch.device) -> Graphs | None:
+        """The CUDA graphs of a device; None where there are to be none."""
+        if device.type != "cuda" or self.graphs is False:
+            return None
+        with self.lock:
+            if device not in self.graphs_by_device:
+                self.graphs_by_device[device] = Graphs(device, at_once=self.graphs is True)
+            return self.graphs_by_device[device]
 
     def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | str:
         """Arguments by their names."""
@@ -219,9 +249,33 @@ class Forward:
                 raise CaptureError(f"the captured graph does not do what the module does: {again}")
             captured.notes.append(f"nothing was replaced, as the rewritten graph is not what was captured: {wrong}")
             outcome = Outcome({}, {})
+        if self.ragged:
+            runner, program.why_padded = _packed(captured, forward, tensors, fixed)
+            if runner is not None:
+                runner.graphs = self._graphs_of(next(iter(tensors.values())).device)
+            program.packed = runner
         if self.dtype is not None:  # what has to be there still is the model's own, not the copy's
             captured.shared = _where(self.model)
         program.captured, program.outcome = captured, outcome
+
+
+def _packed(
+    captured: Captured, forward: Callable[..., Any], tensors: Mapping[str, Tensor], fixed: Mapping[str, Any]
+) -> tuple[packed.Runner | None, str]:
+    """A captured graph for real tokens alone, or why there is none."""
+    try:
+        runner = packed.Runner(split(captured.module.graph, captured.module, captured.roles))
+    except Padded as reason:
+        return None, str(reason)
+
+    def call(given: Mapping[str, Tensor]) -> Any:
+        tokens = packed.locate(runner.ragged, given)
+        if tokens is None:
+            return captured(given)
+        return captured.result_of(runner(tokens, captured.ordered(given)))
+
+    wrong = difference(captured, forward, tensors, fixed, call, runner.ragged.mask, runner.ragged.padded)
+    return (None, f"packed tokens do not give what the padded layout gives: {wrong}") if wrong else (runner, "")
 
 
 def _where(model: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
@@ -276,8 +330,12 @@ def optimize_model(
             options differ, and left alone where they don't.
         dtype: compute in float16 or bfloat16 on a copy of the weights, with results of that dtype; None: as the model
             is.
-        graphs: accepted for CUDA graphs, which are not there yet. It has no effect.
-        ragged: accepted for computing on real tokens alone, which is not there yet. It has no effect.
+        graphs: CUDA graphs. "auto": a number of tokens and sequences, rounded up to a bucket, is recorded when met for
+            the second time; True: when met first; False: never. Results are copies and stay valid. On a CPU it has no
+            effect.
+        ragged: with an attention mask, compute on real tokens alone, where the model allows it; results of tokens are 0
+            at padding. On CUDA each call with a mask waits for the number of its tokens. False: compute padding as the
+            model does.
 
     Returns:
         The model itself.

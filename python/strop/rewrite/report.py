@@ -43,6 +43,8 @@ class Graph:
     left: list[Line] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     why_eager: str = ""
+    ragged: bool = False  # whether real tokens alone are computed
+    padded_calls: int = 0  # of these, the calls that needed the padded layout all the same
 
 
 @dataclass
@@ -158,6 +160,25 @@ def _lines(program: Program) -> tuple[list[Line], list[Line]]:
     return ours, lines
 
 
+def _layout_notes(program: Program) -> list[str]:
+    if program.why_padded:
+        return [f"padding is computed as well (ragged): {program.why_padded}"]
+    if program.packed is None:
+        return []
+    if not program.padded_calls:
+        return ["real tokens alone are computed"]
+    why = [
+        reason
+        for wanted, reason in (
+            (program.packed.ragged.wants_first, "a sequence that begins with padding"),
+            (program.packed.ragged.wants_whole, "a hole in a sequence"),
+            (True, "no real token"),
+        )
+        if wanted
+    ]
+    return [f"real tokens alone are computed, but for {program.padded_calls} calls with {' or '.join(why)}"]
+
+
 def _first(value: object) -> object:
     return value[0] if isinstance(value, (tuple, list)) and value else value
 
@@ -173,7 +194,9 @@ def report(model: nn.Module) -> Report:
     if forward is None:
         return Report(name, optimized=False)
     options = [
-        "CUDA graphs (graphs) and computing on real tokens alone (ragged) are not there yet: the options have no effect"
+        f"CUDA graphs on {device}: {len(graphs.replays)} kept of {graphs.recorded} recorded, {graphs.replayed} replays"
+        + (f"; none any more: {graphs.broken}" if graphs.broken else "")
+        for device, graphs in forward.graphs_by_device.items()
     ]
     if forward.dtype is not None:
         options.append(f"computes in {forward.dtype} on a copy of the weights".replace("torch.", ""))
@@ -182,6 +205,7 @@ def report(model: nn.Module) -> Report:
         graph = Graph(program.call, program.calls, why_eager=program.why_eager)
         if program.captured is not None:
             graph.replaced, graph.left = _lines(program)
-            graph.notes = program.captured.notes
+            graph.notes = program.captured.notes + _layout_notes(program)
+            graph.ragged, graph.padded_calls = program.packed is not None, program.padded_calls
         found.graphs.append(graph)
     return found
