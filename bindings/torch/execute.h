@@ -34,8 +34,8 @@ class Workspace {
   void* tensor_ = nullptr;  // AtenTensorHandle
 };
 
-// Where views of empty tensors point: null means "not given".
-inline char nothing;
+// Where views of empty tensors point: null means "not given". Aligned for every dtype.
+alignas(16) inline char nothing;
 
 // Makes `view` a row-major one of like's first `rank` sizes on its device, over no memory yet; gives its elements'
 // number.

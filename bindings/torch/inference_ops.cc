@@ -113,9 +113,7 @@ std::vector<Extent> extents(const Tensor& t, std::int64_t dims) {
   return all;
 }
 
-TensorView view_if(const MaybeTensor& t, const char* name) {
-  return t.has_value() ? view_of(*t, name) : TensorView{};
-}
+TensorView view_if(const MaybeTensor& t, const char* name) { return t.has_value() ? view_of(*t, name) : TensorView{}; }
 
 void push(TensorView& view, const Extent& dim) {
   view.shape[view.rank] = dim.size;
@@ -335,7 +333,7 @@ bool fits_in(const Tensor& table, const Tensor& x) {
 }
 
 // Some of the steps as one dimension of one of the tensors.
-std::optional<Extent> merged(const std::vector<Step>& steps, std::int64_t Step::* stride) {
+std::optional<Extent> merged(const std::vector<Step>& steps, std::int64_t Step::*stride) {
   std::vector<Extent> dims;
   for (const Step& step : steps) dims.push_back({step.size, step.*stride});
   return merged(dims);
@@ -387,7 +385,7 @@ Tensor rotary_op(const Tensor& x, const Tensor& cos, const Tensor& sin) {
 
 // ---- Attention ------------------------------------------------------------------------------------------------------
 
-// What padded and packed attention have in common; `batched` is the number of dimensions before (heads, size).
+// What padded and packed attention have in common.
 bool attention_takes(const Tensor& q, const Tensor& k, const Tensor& v, std::int64_t rank) {
   if (q.dim() != rank || k.dim() != rank || v.dim() != rank) return false;
   const std::int64_t size = q.size(rank - 1);
@@ -415,10 +413,9 @@ void run_attention(const AttentionInputs& in, const AttentionOptions& options, c
 Tensor mask_of_padding(const Tensor& padding, std::int64_t keys) {
   const std::int64_t sizes[] = {padding.size(0), 1, 1, keys};
   const std::int64_t strides[] = {padding.stride(0), 0, 0, padding.stride(1)};
-  std::int64_t offset = 0;
-  aoti_torch_get_storage_offset(padding.get(), &offset);
   AtenTensorHandle made = nullptr;
-  if (aoti_torch__reinterpret_tensor(padding.get(), 4, sizes, strides, offset, &made) != AOTI_TORCH_SUCCESS) {
+  // The offset is from where padding begins.
+  if (aoti_torch__reinterpret_tensor(padding.get(), 4, sizes, strides, 0, &made) != AOTI_TORCH_SUCCESS) {
     check(Status(StatusCode::kRuntimeError, "padding: PyTorch made no view of it"));
   }
   return Tensor(made);
@@ -433,8 +430,9 @@ Tensor attention_op(const Tensor& query, const Tensor& key, const Tensor& value,
   };
   if (!attention_takes(query, key, value, 4)) return plain();
   const std::int64_t keys = key.size(2);
-  if (padding.has_value() && (padding->dim() != 2 || padding->scalar_type() != ScalarType::Bool ||
-                              padding->size(1) < keys || (padding->size(0) != 1 && padding->size(0) != query.size(0)))) {
+  if (padding.has_value() &&
+      (padding->dim() != 2 || padding->scalar_type() != ScalarType::Bool || padding->size(1) < keys ||
+       (padding->size(0) != 1 && padding->size(0) != query.size(0)))) {
     return plain();
   }
   const bool admits = mask.has_value() && mask->scalar_type() == ScalarType::Bool;

@@ -195,6 +195,8 @@ def attention(
             mask = mask & seen
         else:
             mask = mask.masked_fill(~seen, float("-inf"))
+    if mask is not None and mask.dim() < 2:
+        mask = torch.atleast_2d(mask)
     grouped = query.shape[1] != key.shape[1]
     out = F.scaled_dot_product_attention(query, key, value, mask, scale=scale, enable_gqa=grouped)
     if mask is not None:
@@ -250,8 +252,8 @@ def _fake_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding by halves: x · cos + (−x₂, x₁) · sin, where x = (x₁, x₂) along the last dimension.
 
-    x is (…, size) with an even size; cos and sin, of x's dtype or wider, broadcast to it. The result's strides are those
-    of torch.empty_like(x): heads that lie side by side stay so.
+    x is (…, size) with an even size; cos and sin, of x's dtype or wider, broadcast to it. The result's strides are
+    those of torch.empty_like(x): heads that lie side by side stay so.
     """
     first, second = x.chunk(2, -1)
     return torch.empty_like(x).copy_(x * cos + torch.cat((-second, first), -1) * sin)
@@ -325,7 +327,11 @@ def _fake_pair(x: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
     return _like_first(x), _like_first(x)
 
 
-@_define("layer_norm(Tensor x, Tensor? weight, Tensor? bias, float eps, Tensor? residual=None) -> Tensor", _like_first, _refuses_dtypes)
+@_define(
+    "layer_norm(Tensor x, Tensor? weight, Tensor? bias, float eps, Tensor? residual=None) -> Tensor",
+    _like_first,
+    _refuses_dtypes,
+)
 def layer_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Tensor | None = None
 ) -> Tensor:
@@ -365,7 +371,11 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float, residual: Tensor | No
     return _rms(x if residual is None else x + residual, weight, eps)
 
 
-@_define("add_rms_norm(Tensor x, Tensor residual, Tensor? weight, float eps) -> (Tensor, Tensor)", _fake_pair, _refuses_dtypes)
+@_define(
+    "add_rms_norm(Tensor x, Tensor residual, Tensor? weight, float eps) -> (Tensor, Tensor)",
+    _fake_pair,
+    _refuses_dtypes,
+)
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
     """rms_norm with a residual, and the sum x + residual as well."""
     s = (x + residual).contiguous()
