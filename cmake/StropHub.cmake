@@ -1,6 +1,7 @@
 # _C_hub_cpu and, with CUDA, _C_hub_cuda: the Python module once more for the Hugging Face Hub, built on demand
 # (tools/assemble_hub). The Hub loads versions of a kernel side by side, so the module and the namespace of its
-# operators are both called _strop_<backend>_<id>. The one for the CPU has no CUDA in it, which makes it small.
+# operators are both called _strop_<backend>_<id>. The one for the CPU has no CUDA in it, which makes it small. Neither
+# has the operators of rewritten models (inference_ops.cc), as the Hub's copy has the losses alone.
 
 set(STROP_HUB_ID "" CACHE STRING "What tells this version of the sources from others; without it nothing is built")
 mark_as_advanced(STROP_HUB_ID)
@@ -8,10 +9,13 @@ if(NOT STROP_HUB_ID)
   return()
 endif()
 
+set(strop_hub_sources ${strop_binding_sources})
+list(FILTER strop_hub_sources EXCLUDE REGEX "/inference_ops\\.cc$")
+
 function(strop_hub_module backend)
   set(target _C_hub_${backend})
   set(name _strop_${backend}_${STROP_HUB_ID})
-  add_library(${target} MODULE EXCLUDE_FROM_ALL ${strop_binding_sources})
+  add_library(${target} MODULE EXCLUDE_FROM_ALL ${strop_hub_sources})
   if(backend STREQUAL "cpu")
     set(STROP_WITH_CUDA OFF)  # in this function and those that it calls
     target_sources(${target} PRIVATE ${strop_api_sources} $<TARGET_OBJECTS:strop_objects>)

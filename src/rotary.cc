@@ -46,8 +46,9 @@ Status check_positions(const RotaryInputs& in) {
   const TensorView& view = in.positions;
   const std::int64_t tokens = in.x.shape[0];
   if (view.data == nullptr && view.rank == 0) {
-    if (in.cos.shape[0] != tokens) [[unlikely]] {
-      return value_error("cos", std::to_string(tokens) + " rows like x, as there are no positions",
+    const std::int64_t rows = in.cos.shape[0];
+    if (tokens != rows && (rows == 0 || tokens % rows != 0)) [[unlikely]] {
+      return value_error("cos", "rows that divide x's " + std::to_string(tokens) + ", as there are no positions",
                          "shape " + shape_text(in.cos));
     }
     return {};

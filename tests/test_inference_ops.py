@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
-from strop.rewrite.ops import ops
+import torch.utils._pytree as pytree
+from strop.rewrite.ops import kernel_refuses, ops
 from support.cases import generator
 from torch import Tensor
 
@@ -107,3 +111,419 @@ def test_mean_pool_packed_is_the_mean_of_each_sequence(dtype: torch.dtype, devic
     assert (given.double() - torch.stack(wanted)).abs().max() <= bound * x.double().abs().max()
     half = ops.mean_pool_packed(x, cu, 18.0)[2].double()  # nine rows, divided by 18
     assert (half - wanted[2] / 2).abs().max() <= bound * x.double().abs().max()
+
+
+# ---- Kernels against their implementations in PyTorch ---------------------------------------------------------------
+# A case makes an operator's arguments from normal numbers, with strides and sizes as models have them. `bounds` says
+# what the arithmetic in float32 may be off by, element by element; a result's own rounding comes on top of that.
+
+FLOATS = [torch.float32, torch.float16, torch.bfloat16]
+UNIT = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float64: 2.0**-53}
+Draw = Callable[..., Tensor]
+Args = tuple[Any, ...]
+
+
+def heads_of(x: Tensor, heads: int) -> Tensor:
+    """(B, L, H · D) as models look at it: (B, H, L, D)."""
+    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def one_of_three(x: Tensor, heads: int, which: int) -> Tensor:
+    """Query, key or value of one product, as ModernBERT cuts it."""
+    return x.unflatten(2, (3, heads, -1)).transpose(3, 1).unbind(2)[which]
+
+
+def outliers(x: Tensor) -> Tensor:
+    """One column a hundred times the others', as residual streams have it, and a mean that is not 0."""
+    x = x * 2 + 1
+    x[..., 3] *= 100
+    return x
+
+
+NORMS: dict[str, Callable[[Draw], tuple[str, Args]]] = {
+    "layer_norm": lambda d: ("layer_norm", (d(3, 5, 48), d(48), d(48), 1e-5)),
+    "layer_norm, outliers": lambda d: ("layer_norm", (outliers(d(3, 5, 96)), d(96), d(96), 1e-12)),
+    "layer_norm, no weight": lambda d: ("layer_norm", (d(3, 5, 48), None, None, 1e-5)),
+    "layer_norm, odd": lambda d: ("layer_norm", (d(7, 33), d(33), None, 1e-3)),
+    "layer_norm, residual": lambda d: ("layer_norm", (d(2, 5, 48), d(48), d(48), 1e-5, d(2, 5, 48))),
+    "layer_norm, a vector": lambda d: ("layer_norm", (d(48), d(48), d(48), 1e-5)),
+    "layer_norm, five dimensions": lambda d: ("layer_norm", (d(2, 3, 2, 2, 16), d(16), d(16), 1e-5)),
+    "layer_norm, transposed": lambda d: ("layer_norm", (d(5, 3, 48).transpose(0, 1), d(48), d(48), 1e-5)),
+    "layer_norm, first token": lambda d: ("layer_norm", (d(4, 7, 48)[:, 0], d(48), d(48), 1e-5)),
+    "layer_norm, of columns": lambda d: ("layer_norm", (d(48, 6).T, d(48), d(48), 1e-5)),
+    "layer_norm, one residual for all": lambda d: (
+        "layer_norm", (d(3, 5, 48), d(48), d(48), 1e-5, d(1, 5, 48).expand(3, 5, 48))),
+    "layer_norm, nothing": lambda d: ("layer_norm", (d(0, 5, 48), d(48), d(48), 1e-5)),
+    "layer_norm, wide": lambda d: ("layer_norm", (d(2, 5000), d(5000), d(5000), 1e-5)),
+    "add_layer_norm": lambda d: ("add_layer_norm", (d(3, 5, 48), d(3, 5, 48) * 3, d(48), d(48), 1e-5)),
+    "add_layer_norm, strided": lambda d: (
+        "add_layer_norm", (d(5, 3, 48).transpose(0, 1), d(3, 5, 64)[..., :48], d(48), None, 1e-5)),
+    "rms_norm": lambda d: ("rms_norm", (d(3, 5, 48), d(48), 1e-6)),
+    "rms_norm, residual, no weight": lambda d: ("rms_norm", (outliers(d(3, 5, 48)), None, 1e-6, d(3, 5, 48))),
+    "rms_norm, heads": lambda d: ("rms_norm", (heads_of(d(2, 5, 64), 4), d(16), 1e-6)),
+    "add_rms_norm": lambda d: ("add_rms_norm", (d(3, 5, 48), d(3, 5, 48) * 3, d(48), 1e-5)),
+}  # fmt: skip
+
+
+def ids(rows: int, *shape: int) -> Tensor:
+    return torch.randint(0, rows, shape, generator=generator("ids", shape))
+
+
+EMBEDDINGS: dict[str, Callable[[Draw], tuple[str, Args]]] = {
+    "BERT": lambda d: (
+        "embed_norm",
+        ([d(97, 48), d(64, 48), d(2, 48)], [ids(97, 3, 7), torch.arange(7)[None], ids(2, 3, 7)], d(48), d(48), 1e-12),
+    ),
+    "one type for all": lambda d: (
+        "embed_norm",
+        ([d(97, 48), d(2, 48)], [ids(97, 3, 7), torch.zeros(3, 1, dtype=torch.int64).expand(3, 7)], d(48), d(48), 1e-5),
+    ),
+    "one table": lambda d: ("embed_norm", ([d(97, 40)], [ids(97, 5).int()], None, None, 1e-5)),
+    "strided ids": lambda d: ("embed_norm", ([d(97, 40)], [ids(97, 6, 4).T], d(40), None, 1e-5)),
+    "a single id": lambda d: ("embed_norm", ([d(9, 40), d(9, 40)], [ids(9, 2, 3), ids(9, 1)], d(40), d(40), 1e-5)),
+    "one id of no dimension": lambda d: ("embed_norm", ([d(9, 40)], [torch.tensor(4)], d(40), d(40), 1e-5)),
+    "nothing": lambda d: ("embed_norm", ([d(9, 40)], [ids(9, 0, 3)], d(40), d(40), 1e-5)),
+}
+
+ROTARY: dict[str, Callable[[Draw], tuple[str, Args]]] = {
+    "Llama": lambda d: ("rotary", (heads_of(d(3, 5, 64), 4), d(1, 1, 5, 16), d(1, 1, 5, 16))),
+    "own positions": lambda d: ("rotary", (heads_of(d(3, 5, 64), 4), d(3, 1, 5, 16), d(3, 1, 5, 16))),
+    "one sequence": lambda d: ("rotary", (heads_of(d(1, 5, 64), 4), d(1, 1, 5, 16), d(1, 1, 5, 16))),
+    "one token": lambda d: ("rotary", (heads_of(d(3, 1, 64), 4), d(1, 1, 1, 16), d(1, 1, 1, 16))),
+    "expanded": lambda d: (
+        "rotary", (heads_of(d(3, 5, 64), 4), *(d(1, 1, 5, 16).expand(3, 1, 5, 16) * 1 for _ in "cs"))),
+    "stride 0": lambda d: (
+        "rotary", (heads_of(d(3, 5, 64), 4), *(d(1, 1, 5, 16).expand(3, 1, 5, 16) for _ in "cs"))),
+    "ModernBERT": lambda d: ("rotary", (one_of_three(d(3, 5, 192), 4, 1), d(1, 1, 5, 16), d(1, 1, 5, 16))),
+    "heads first in memory": lambda d: ("rotary", (d(3, 4, 5, 16), d(1, 1, 5, 16), d(1, 1, 5, 16))),
+    "heads last": lambda d: ("rotary", (d(3, 5, 4, 16), d(1, 5, 1, 16), d(1, 5, 1, 16))),
+    "packed": lambda d: ("rotary", (d(11, 4, 16), d(11, 1, 16), d(11, 1, 16))),
+    "packed, of three": lambda d: ("rotary", (d(11, 3, 4, 16)[:, 1], d(11, 1, 16), d(11, 1, 16))),
+    "no heads": lambda d: ("rotary", (d(3, 5, 6), d(3, 5, 6), d(3, 5, 6))),
+    "one angle": lambda d: ("rotary", (d(3, 5, 8), d(8), d(8))),
+    "nothing": lambda d: ("rotary", (heads_of(d(0, 5, 64), 4), d(1, 1, 5, 16), d(1, 1, 5, 16))),
+    "no view: heads first and own positions": lambda d: (
+        "rotary", (d(3, 4, 5, 16), d(3, 1, 5, 16), d(3, 1, 5, 16))),
+}  # fmt: skip
+
+
+def qkv(d: Draw, batch: int = 3, queries: int = 7, keys: int = 9, heads: int = 4, groups: int = 4, size: int = 16):
+    return tuple(heads_of(d(batch, n, h * size), h) for n, h in ((queries, heads), (keys, groups), (keys, groups)))
+
+
+def bools(*shape: int) -> Tensor:
+    return torch.rand(shape, generator=generator("bools", shape)) < 0.6
+
+
+def additive(d: Draw, *shape: int) -> Tensor:
+    """A mask that is added: finite values, some of them as low as they get, and −inf."""
+    x = d(*shape)
+    return x.masked_fill(x > 0.9, float("-inf")).masked_fill(x < -0.9, torch.finfo(torch.float16).min)
+
+
+def empty_row() -> Tensor:
+    padding = bools(3, 9)
+    padding[1] = False
+    return padding
+
+
+ATTENTION: dict[str, Callable[[Draw], tuple[str, Args]]] = {
+    "no mask": lambda d: ("attention", qkv(d)),
+    "long": lambda d: ("attention", qkv(d, 2, 70, 150)),
+    "one query, many keys": lambda d: ("attention", qkv(d, 1, 1, 1500)),
+    "contiguous": lambda d: ("attention", tuple(x.contiguous() for x in qkv(d))),
+    "of one product": lambda d: ("attention", tuple(one_of_three(d(3, 9, 192) + w / 3, 4, w) for w in range(3))),
+    "scale": lambda d: ("attention", (*qkv(d), None, None, 0.7)),
+    "grouped": lambda d: ("attention", (*qkv(d, heads=6, groups=2), None, None, None, -1, 0)),
+    "of 256": lambda d: ("attention", qkv(d, 2, 33, 50, 2, 2, 256)),
+    "padding": lambda d: ("attention", (*qkv(d), None, bools(3, 9))),
+    "padding of one": lambda d: ("attention", (*qkv(d), None, bools(1, 9))),
+    "padding, wider than the keys": lambda d: ("attention", (*qkv(d), None, bools(3, 12))),
+    "padding, an empty row": lambda d: ("attention", (*qkv(d), None, empty_row())),
+    "padding, causal": lambda d: ("attention", (*qkv(d, keys=7), None, bools(3, 7), None, -1, 0)),
+    "bool (B, 1, Q, K)": lambda d: ("attention", (*qkv(d), bools(3, 1, 7, 9))),
+    "bool (B, H, Q, K)": lambda d: ("attention", (*qkv(d), bools(3, 4, 7, 9))),
+    "bool (B, 1, 1, K)": lambda d: ("attention", (*qkv(d), bools(3, 1, 1, 9))),
+    "bool (Q, K)": lambda d: ("attention", (*qkv(d), bools(7, 9))),
+    "bool (1, 1, Q, 1)": lambda d: ("attention", (*qkv(d), bools(1, 1, 7, 1))),
+    "bool, expanded": lambda d: ("attention", (*qkv(d), bools(3, 1, 1, 9).expand(3, 4, 7, 9))),
+    "bool and padding": lambda d: ("attention", (*qkv(d), bools(3, 1, 7, 9), bools(3, 9))),
+    "bool (Q, K) and padding": lambda d: ("attention", (*qkv(d), bools(7, 9), bools(3, 11))),
+    "added (B, 1, Q, K)": lambda d: ("attention", (*qkv(d), additive(d, 3, 1, 7, 9))),
+    "added (1, H, Q, K)": lambda d: ("attention", (*qkv(d), d(1, 4, 7, 9))),
+    "added (B, 1, 1, K)": lambda d: ("attention", (*qkv(d), additive(d, 3, 1, 1, 9))),
+    "added (K)": lambda d: ("attention", (*qkv(d), d(9))),
+    "added and padding": lambda d: ("attention", (*qkv(d), d(1, 4, 7, 9), empty_row())),
+    "added, padding and window": lambda d: ("attention", (*qkv(d), d(1, 4, 7, 9), empty_row(), None, 3, 1)),
+    "all −inf": lambda d: ("attention", (*qkv(d), torch.full((3, 1, 7, 9), -torch.inf).to(d(1)))),
+    "all low": lambda d: ("attention", (*qkv(d), torch.full((3, 1, 7, 9), -60000.0).to(d(1)))),
+    "all false": lambda d: ("attention", (*qkv(d), torch.zeros(3, 1, 7, 9, dtype=torch.bool))),
+    "causal": lambda d: ("attention", (*qkv(d, keys=7), None, None, None, -1, 0)),
+    "causal, more keys": lambda d: ("attention", (*qkv(d), None, None, None, -1, 0)),
+    "causal with a cache": lambda d: ("attention", (*qkv(d), None, None, None, -1, 0, 2)),
+    "window": lambda d: ("attention", (*qkv(d, keys=7), None, None, None, 2, 2)),
+    "window of one side": lambda d: ("attention", (*qkv(d), None, None, None, 2, -1)),
+    "window beyond the keys": lambda d: ("attention", (*qkv(d, queries=9, keys=3), None, None, None, 1, 0)),
+    "window with an offset of its own": lambda d: ("attention", (*qkv(d), None, None, None, 3, 1, 4)),
+    "offset without a window": lambda d: ("attention", (*qkv(d), None, None, None, -1, -1, 4)),
+    "no batch": lambda d: ("attention", qkv(d, 0)),
+    "no queries": lambda d: ("attention", qkv(d, queries=0)),
+    "no keys": lambda d: ("attention", qkv(d, keys=0)),
+    "odd heads": lambda d: ("attention", (*qkv(d, size=12), None, bools(3, 9))),
+    "values of another size": lambda d: (
+        "attention", (*qkv(d)[:2], qkv(d, size=24)[2], None, bools(3, 9), None, -1, 0)),
+    "packed": lambda d: (
+        "attention_packed", (*(d(17, 4, 16) + w / 3 for w in range(3)), torch.tensor([0, 4, 4, 15]).int(), 11)),
+    "packed, windows, groups": lambda d: (
+        "attention_packed",
+        (d(17, 4, 16), d(17, 2, 16), d(17, 2, 3, 16)[:, :, 1], torch.tensor([0, 4, 17]), 13, 0.4, 2, 1)),
+    "packed, odd heads": lambda d: (
+        "attention_packed", (*(d(9, 4, 12) + w / 3 for w in range(3)), torch.tensor([0, 4, 9]), 5)),
+    "packed, nothing": lambda d: ("attention_packed", (*(d(0, 4, 16) for _ in "qkv"), torch.tensor([0, 0]), 0)),
+}  # fmt: skip
+
+CASES = {
+    f"{family}: {name}": case
+    for family, cases in (("norm", NORMS), ("embed", EMBEDDINGS), ("rotary", ROTARY), ("attention", ATTENTION))
+    for name, case in cases.items()
+}
+
+
+# What the kernels leave to PyTorch.
+HANDED_ON = {
+    "rotary: no view: heads first and own positions",
+    "attention: window with an offset of its own",
+    "attention: odd heads",
+    "attention: values of another size",
+    "attention: packed, odd heads",
+}
+
+
+def made(name: str, device: str, dtype: torch.dtype) -> tuple[str, Args]:
+    """An operator and its arguments; the same numbers for each dtype, but for their rounding."""
+    count = iter(range(100))
+
+    def numbers(*shape: int) -> Tensor:
+        g = generator("made", name, next(count))
+        return torch.randn(shape, generator=g, dtype=torch.float64).to(device, dtype)
+
+    operator, args = CASES[name](numbers)
+    # Tensors keep their strides on the way to a device: all but ids and masks are there already.
+    return operator, pytree.tree_map_only(Tensor, lambda t: t if t.device.type == device else t.to(device), args)
+
+
+def called(operator: str, args: Args) -> list[Tensor]:
+    result = getattr(ops, operator)(*args)
+    return list(result) if isinstance(result, (tuple, list)) else [result]
+
+
+def exactly(operator: str, args: Args) -> list[Tensor]:
+    """By the implementation in PyTorch, in float64."""
+    return called(
+        f"{operator}_plain",
+        pytree.tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, args),
+    )
+
+
+def norm_bounds(args: dict[str, Any], parts: Tensor, s: Tensor, centred: bool) -> list[Tensor]:
+    """Of (s − mean) / σ · weight + bias, in units of float32, where s is the sum of parts.
+
+    With m the largest of a row's parts, s is off by m, and a mean by 1 + n / 4 + 8 of m: the sum runs over vectors of
+    at least four. The difference adds 2 m; it may be off by 14 + n / 4 of m then. 1 / σ comes of a sum of squares, off
+    by n / 4 + 8 relatively, of which the root takes half, and by twice what the difference is off by, of which it takes
+    half as well; four roundings more. The quotient is at most 2 m / σ. Last weight and bias, a rounding each.
+    """
+    n = s.shape[-1]
+    m = parts.amax(-1, keepdim=True)
+    deviation = (s - s.mean(-1, keepdim=True) if centred else s).pow(2).mean(-1, keepdim=True).sqrt()
+    one, nothing = torch.ones((), dtype=s.dtype, device=s.device), torch.zeros((), dtype=s.dtype, device=s.device)
+    weight = one if args["weight"] is None else args["weight"].abs()
+    bias = nothing if args.get("bias") is None else args["bias"].abs()
+    return [(2 * (14 + n / 4) + 2 * (n / 8 + 8) + 2) * m / deviation * weight + bias, parts]
+
+
+def attention_bounds(args: dict[str, Any], device: str, dtype: torch.dtype) -> list[Tensor]:
+    """In units of float32. A score is a sum of size products and may be off by size + 2 of the sum of their magnitudes,
+    and by one of the mask; a weight relatively by twice that (the sum of weights is off as well), the two exponentials
+    and the sums over keys by one a key and eight. The result is a mean of values. On CUDA the weights are rounded to
+    their dtype."""
+    q, k, v = args["query"], args["key"], args["value"]
+    if v.numel() == 0 or q.numel() == 0:
+        return [torch.zeros((), device=device)]
+    size, keys = q.shape[-1], k.shape[-2] if k.dim() == 4 else int(args["longest"])
+    scale = args["scale"] or size**-0.5
+    score = q.norm(dim=-1).max() * k.norm(dim=-1).max() * scale  # at least every sum of magnitudes
+    mask = args.get("mask")
+    if mask is not None and mask.dtype != torch.bool:
+        # Only what weighs something counts, and that is what lies near a row's largest.
+        near = mask.isfinite() & (mask > mask.amax(-1, keepdim=True) - 2 * score - 50)
+        score = score + torch.where(near, mask.abs(), 0).max() / (size + 2)
+    rounding = UNIT[dtype] / UNIT[torch.float32] if device == "cuda" and dtype != torch.float32 else 0
+    return [(2 * (size + 2) * score + keys + 8 + rounding) * v.abs().max()]
+
+
+def bounds(operator: str, args: Args, device: str, dtype: torch.dtype) -> list[Tensor]:
+    """What each result may be off by, before it is rounded, in units of float32."""
+    schema = getattr(ops, operator).default._schema.arguments
+    given = dict(zip([a.name for a in schema], [*args, *(a.default_value for a in schema[len(args) :])], strict=True))
+    wide = {n: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t for n, t in given.items()}
+    if operator.startswith("attention"):
+        return attention_bounds(wide, device, dtype)
+    if operator == "rotary":  # two products and a sum
+        x, cos, sin = wide["x"].abs(), wide["cos"].abs(), wide["sin"].abs()
+        return [2 * (x * cos + x.roll(x.shape[-1] // 2, -1) * sin)]
+    if operator == "embed_norm":
+        found = [t.double()[i] for t, i in zip(given["tables"], given["ids"], strict=True)]
+    else:
+        found = [t for t in (wide["x"], wide["residual"]) if t is not None]
+    # One rounding a term after the first; as many as there are, for the sum that the second result is.
+    return norm_bounds(wide, sum(t.abs() for t in found), sum(found), "rms" not in operator)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_kernel(case: str, dtype: torch.dtype, device: str) -> None:
+    """Within what its arithmetic allows, and no further from the truth than PyTorch in the same dtype."""
+    operator, args = made(case, device, dtype)
+    if case in HANDED_ON:
+        for a, b in zip(called(operator, args), called(f"{operator}_plain", args), strict=True):
+            assert a.stride() == b.stride() and torch.equal(a, b)
+        return
+    given, own, exact = called(operator, args), called(f"{operator}_plain", args), exactly(operator, args)
+    for a, p, e, bound in zip(given, own, exact, bounds(operator, args, device, dtype), strict=False):
+        assert a.dtype == dtype and a.shape == e.shape and (a.stride() == p.stride() or not a.numel())
+        if operator == "attention_packed":  # what lies behind the last sequence may be anything finite
+            assert a.isfinite().all()
+            last = int(args[3][-1])
+            a, p, e = a[:last], p[:last], e[:last]
+        if not a.numel():
+            continue
+        error = (a.double() - e).abs()
+        rounded = UNIT[dtype] * e.abs() * (1 + 2**-8)
+        smallest = torch.finfo(dtype).smallest_normal * UNIT[dtype]  # half of what a subnormal number can be off by
+        assert (error <= UNIT[torch.float32] * bound + rounded + smallest).all()
+        # In the mean, as the largest of few errors is luck. PyTorch's may be 0 by chance, but not less than a rounding
+        # for many numbers. In float32 the order of sums decides, also where weights are rounded.
+        near = 2 if dtype == torch.float32 or (operator.startswith("attention") and device == "cuda") else 1.1
+        assert rms(error) <= near * max(rms(p.double() - e), UNIT[dtype] * rms(e))
+
+
+def rms(x: Tensor) -> float:
+    return float(x.double().square().mean().sqrt())
+
+
+def test_cases_reach_kernels() -> None:
+    """Were all calls handed on to PyTorch, the test above would see no difference to it."""
+    differ = set()
+    for case in CASES:
+        operator, args = made(case, "cpu", torch.bfloat16)
+        same = zip(called(operator, args), called(f"{operator}_plain", args), strict=True)
+        if not all(torch.equal(a, b) for a, b in same):
+            assert case not in HANDED_ON
+            differ.add(operator)
+    assert differ == {"layer_norm", "add_layer_norm", "rms_norm", "add_rms_norm", "embed_norm", "rotary", "attention",
+                      "attention_packed"}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_float64_is_pytorchs(case: str, device: str) -> None:
+    operator, args = made(case, device, torch.float64)
+    for a, b in zip(called(operator, args), called(f"{operator}_plain", args), strict=True):
+        assert a.dtype == torch.float64 and torch.equal(a, b)
+
+
+@pytest.mark.parametrize("mixed", [(torch.bfloat16, torch.float32), (torch.float32, torch.float16)], ids=str)
+def test_weights_of_another_dtype(mixed: tuple[torch.dtype, torch.dtype], device: str) -> None:
+    """As models keep norms, cosines and sines in float32."""
+    kind, other = mixed
+    x, weight = draw(3, 5, 48, dtype=kind, device=device), draw(48, dtype=other, device=device)
+    exact = ops.rms_norm(x.double(), weight.double(), 1e-6)
+    given = ops.rms_norm(x, weight, 1e-6)
+    assert given.dtype == kind
+    assert ((given.double() - exact).abs() <= (UNIT[kind] + 64 * UNIT[torch.float32]) * exact.abs()).all()
+    q, cos = heads_of(draw(3, 5, 64, dtype=kind, device=device), 4), draw(1, 1, 5, 16, dtype=other, device=device)
+    exact = ops.rotary(q.double(), cos.double(), cos.double())
+    error = (ops.rotary(q, cos, cos).double() - exact).abs()
+    assert (error <= UNIT[kind] * exact.abs() + 4 * UNIT[torch.float32] * q.double().abs().max() * 8).all()
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_queries_without_keys_are_zero(dtype: torch.dtype, device: str) -> None:
+    _, (*args, padding) = made("attention: padding, an empty row", device, dtype)
+    for mask in (None, padding[:, None, None, :], torch.where(padding, 0.0, -torch.inf)[:, None, None, :].to(dtype)):
+        out = ops.attention(*args[:3], mask, padding)
+        assert out.isfinite().all() and not out[1].any() and out[0].any()
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.float64], ids=str)
+def test_heads_side_by_side_are_a_view(dtype: torch.dtype, device: str) -> None:
+    _, args = made("attention: padding", device, dtype)
+    out = ops.attention(*args)
+    assert out.transpose(1, 2).reshape(3, 7, 64).data_ptr() == out.data_ptr()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_tracing(case: str) -> None:
+    """Schema, shapes and strides of fake tensors, and tracing with sizes as symbols agree with what is computed."""
+    operator, args = made(case, "cpu", torch.float32)
+    torch.library.opcheck(getattr(ops, operator).default, args)
+
+
+@pytest.mark.parametrize("operator", ["token_index", "gather_rows", "scatter_rows", "mean_pool_packed"])
+def test_tracing_of_packing(operator: str) -> None:
+    x, index = draw(6, 8), torch.tensor([0, 2, 5], dtype=torch.int32)
+    args = (mask_of("holes", "cpu"),) if operator == "token_index" else (x, index)
+    torch.library.opcheck(getattr(ops, operator).default, args)
+
+
+BAD: dict[str, tuple[Callable[[], Any], str]] = {
+    "weight's size": (lambda: ops.layer_norm(draw(3, 8).float(), draw(7).float(), None, 1e-5), "ValueError: weight"),
+    "eps": (lambda: ops.rms_norm(draw(3, 8).float(), None, -1.0), "ValueError: eps"),
+    "heads": (lambda: ops.attention(*(draw(2, h, 3, 8).float() for h in (3, 2, 2))), "ValueError: q: expected heads"),
+    "batch": (lambda: ops.attention(*(draw(b, 2, 3, 8).float() for b in (2, 3, 3))), "ValueError: k"),
+    "mask": (
+        lambda: ops.attention(*(draw(2, 2, 3, 8).float() for _ in "qkv"), torch.ones(2, 1, 4, 3).bool()),
+        "ValueError: mask: expected a shape that broadcasts",
+    ),
+    "id": (
+        lambda: ops.embed_norm([draw(5, 8).float()], [torch.tensor([1, 5])], None, None, 1e-5),
+        r"ValueError: ids\[0\]: expected ids from 0 to 4",
+    ),
+    "PyTorch's own": (lambda: ops.rotary(draw(3, 7).double(), draw(5).double(), draw(5).double()), "RuntimeError"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input(what: str) -> None:
+    call, message = BAD[what]
+    with pytest.raises(RuntimeError, match=message):
+        call()
+
+
+def test_results_do_not_depend_on_what_shares_the_batch(device: str) -> None:
+    for case in ("attention: padding", "norm: layer_norm", "rotary: own positions"):
+        operator, args = made(case, device, torch.float32)
+        whole = getattr(ops, operator)(*args)
+        alone = pytree.tree_map_only(Tensor, lambda t: t[1:2] if t.dim() > 1 else t, args)
+        assert torch.equal(whole[1:2], getattr(ops, operator)(*alone)), case
+
+
+REFUSED = [
+    ("norm: layer_norm", torch.float32, ""),
+    ("norm: layer_norm", torch.float64, "float64"),
+    ("embed: BERT", torch.float64, "float64"),
+    ("attention: padding", torch.bfloat16, ""),
+    ("attention: odd heads", torch.float32, "heads of 12"),
+    ("attention: values of another size", torch.float32, "one head size"),
+    ("attention: packed, odd heads", torch.float16, "heads of 12"),
+]
+
+
+@pytest.mark.parametrize(("case", "dtype", "why"), REFUSED, ids=str)
+def test_what_the_report_says_of_a_kernel(case: str, dtype: torch.dtype, why: str) -> None:
+    operator, args = made(case, "cpu", dtype)
+    told = kernel_refuses(getattr(ops, operator).default, "cpu", args, {})
+    assert why in told and bool(why) == bool(told)
+    own = [torch.equal(a, b) for a, b in zip(called(operator, args), called(f"{operator}_plain", args), strict=True)]
+    assert all(own) or not told  # what it refuses is PyTorch's to the last bit
+    assert "no kernel for CPU" in kernel_refuses(ops.mean_pool.default, "cpu", (), {})

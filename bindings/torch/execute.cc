@@ -84,14 +84,14 @@ void delete_tensor(void* tensor) {
 
 Workspace::~Workspace() { delete_tensor(tensor_); }
 
-Status Workspace::allocate(const TensorView& like, void** data) {
+Status Workspace::allocate(const TensorView& like, std::size_t bytes, [[maybe_unused]] void* stream, void** data) {
   if (like.device == DeviceType::kCpu) {
     // One a thread: a call on the CPU is done with it when it returns.
     thread_local const std::unique_ptr<HostWorkspace> host(new HostWorkspace);
     *data = host->bytes;
     return {};
   }
-  const std::int64_t size = static_cast<std::int64_t>(kLossWorkspaceBytes), stride = 1;
+  const std::int64_t size = static_cast<std::int64_t>(bytes), stride = 1;
   AtenTensorHandle tensor = nullptr;
   if (aoti_torch_empty_strided(1, &size, &stride, aoti_torch_dtype_uint8(), aoti_torch_device_type_cuda(),
                                like.device_index, &tensor) != AOTI_TORCH_SUCCESS) {
@@ -100,6 +100,9 @@ Status Workspace::allocate(const TensorView& like, void** data) {
   }
   tensor_ = tensor;
   aoti_torch_get_data_ptr(tensor, data);
+#if STROP_WITH_CUDA
+  if (clear_wanted()) return clear_device_memory(*data, bytes, stream);
+#endif
   return {};
 }
 
@@ -109,25 +112,30 @@ Status in_place_status(Status status) {
   return Status(status.code(), "student_logits: " + status.message().substr(6) + ", with inplace=True");
 }
 
-Status execute(const TensorView& like, const void* core, Status (*call)(const void*, const Execution&)) {
-  Execution execution;
-  Workspace workspace;
+Status on_stream(const TensorView& like, const void* core, Status (*call)(const void*, void*)) {
 #if STROP_WITH_CUDA
   if (like.device == DeviceType::kCuda) {
     const DeviceGuard guard(like.device_index);
     if (!guard.status().ok()) return guard.status();
-    if (Status s = current_stream(like, &execution.stream); !s.ok()) return s;
-    if (Status s = workspace.allocate(like, &execution.workspace); !s.ok()) return s;
-    if (clear_wanted()) {
-      if (Status s = clear_device_memory(execution.workspace, kLossWorkspaceBytes, execution.stream); !s.ok()) return s;
-    }
-    return call(core, execution);
+    void* stream = nullptr;
+    if (Status s = current_stream(like, &stream); !s.ok()) return s;
+    return call(core, stream);
   }
 #endif
-  if (like.device == DeviceType::kCpu) {
-    if (Status s = workspace.allocate(like, &execution.workspace); !s.ok()) return s;
-  }
-  return call(core, execution);  // on any other device the core says which it takes
+  static_cast<void>(like);
+  return call(core, nullptr);  // on any other device the core says which it takes
+}
+
+Status execute(const TensorView& like, const void* core, Status (*call)(const void*, const Execution&)) {
+  return on_stream(like, [&](void* stream) -> Status {
+    Execution execution;
+    execution.stream = stream;
+    Workspace workspace;
+    if (like.device == DeviceType::kCpu || (STROP_WITH_CUDA && like.device == DeviceType::kCuda)) {
+      if (Status s = workspace.allocate(like, kLossWorkspaceBytes, stream, &execution.workspace); !s.ok()) return s;
+    }
+    return call(core, execution);
+  });
 }
 
 }  // namespace strop::binding

@@ -1,6 +1,9 @@
 // What both ways into the library share: a workspace, a stream and the right device around one call of the core.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
+
 #include "strop/losses.h"
 #include "strop/status.h"
 #include "strop/tensor_view.h"
@@ -24,14 +27,15 @@ class Workspace {
   ~Workspace();
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
-  Status allocate(const TensorView& like, void** data);
+  // On the CPU at most kLossWorkspaceBytes.
+  Status allocate(const TensorView& like, std::size_t bytes, void* stream, void** data);
 
  private:
   void* tensor_ = nullptr;  // AtenTensorHandle
 };
 
-// Where views of empty tensors point: null means "not given".
-inline char nothing;
+// Where views of empty tensors point: null means "not given". Aligned for every dtype.
+alignas(16) inline char nothing;
 
 // Makes `view` a row-major one of like's first `rank` sizes on its device, over no memory yet; gives its elements'
 // number.
@@ -45,7 +49,15 @@ void delete_tensor(void* tensor);
 // What the core says of the gradient, said of student_logits: the argument that the caller knows where they are one.
 Status in_place_status(Status status);
 
-// Calls call(core, execution) on `like`'s device.
+// Calls call(core, stream) on `like`'s device; the stream is null but on a GPU.
+Status on_stream(const TensorView& like, const void* core, Status (*call)(const void*, void* stream));
+
+template <class Core>
+Status on_stream(const TensorView& like, const Core& core) {
+  return on_stream(like, &core, [](const void* c, void* stream) { return (*static_cast<const Core*>(c))(stream); });
+}
+
+// Calls call(core, execution) on `like`'s device, with a workspace for a loss.
 Status execute(const TensorView& like, const void* core, Status (*call)(const void*, const Execution&));
 
 template <class Core>

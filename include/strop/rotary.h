@@ -23,7 +23,8 @@ struct RotaryInputs {
   // each element of a pair has a column of its own (transformers: cat(angles, angles)), of (P, r / 2) each pair has
   // one.
   TensorView cos, sin;
-  // (R,), int32 or int64: token t is turned as row positions[t] of cos and sin says. None: as row t, and P is R.
+  // (R,), int32 or int64: token t is turned as row positions[t] of cos and sin says. None: as row t % P, where R is a
+  // multiple of P (a batch of sequences of length P, one behind the other).
   TensorView positions;
   // r, where cos and sin are (P, r / 2): 0 says that they are (P, r).
   std::int64_t rotary_dim = 0;

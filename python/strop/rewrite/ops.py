@@ -1,14 +1,19 @@
 """The operators that a rewritten model calls, each with an implementation in plain PyTorch.
 
-They say what the kernels have to compute. A kernel registered for CPU or CUDA takes the place of the one here, which
-stays as the fallback of every device. All are functional: no argument is written, no result shares an argument's
-memory. Inputs may have any strides. Where nothing else is said, a result has the dtype of the first argument, and sums
-are taken in float32 or better.
+They say what the kernels have to compute. A kernel registered for CPU or CUDA (bindings/torch/inference_ops.cc) takes
+the place of the one here, which stays as the fallback of every other device and for what the kernel does not take:
+float64, and what `kernel_refuses` lists. All are functional: no argument is written, no result shares an argument's
+memory. Inputs may have any strides. Where nothing else is said, a result has the dtype of the first argument and is
+contiguous, and sums are taken in float32 or better.
+
+In float16 and bfloat16 the implementations here round where a model does: after a residual's addition, after each of a
+rotary embedding's products, before a weight. Kernels stay in float32 from the first load to the last store, and round
+once. What they give is closer to the formula, and not the same to the last bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +22,7 @@ from torch import Tensor
 
 from .._ops import add_op_namespace_prefix, ops
 
-__all__ = ["ACTIVATIONS", "ops"]
+__all__ = ["ACTIVATIONS", "kernel_refuses", "ops"]
 
 _library = torch.library.Library(add_op_namespace_prefix("").removesuffix("::"), "FRAGMENT")
 
@@ -31,18 +36,45 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_refusals: dict[str, Callable[..., str]] = {}  # of operators with a kernel: why it leaves a call to PyTorch, or ""
+
+
+def kernel_refuses(operator: torch._ops.OpOverload, device: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Why an operator runs on its implementation in PyTorch on a device, as far as dtypes and sizes tell; "" if not.
+
+    Arguments may be without contents. Layouts that a kernel cannot see as what it wants are not looked at: they depend
+    on the call.
+    """
+    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device)
+    if key is None or not torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), key):
+        return f"there is no kernel for {device.upper()}"
+    refusal = _refusals.get(operator._schema.name.split("::")[1])
+    return refusal(*args, **kwargs) if refusal else ""
+
+
+def _refuses_dtypes(*args: Any, **kwargs: Any) -> str:
+    leaves = torch.utils._pytree.tree_leaves((args, kwargs))
+    for t in leaves:
+        if isinstance(t, Tensor) and t.is_floating_point() and t.dtype not in _FLOATS:
+            return f"the kernel does not take {str(t.dtype).removeprefix('torch.')}"
+    return ""
+
+
 def _define(
-    schema: str, fake: Callable[..., Any], kernel: bool = False
+    schema: str, fake: Callable[..., Any], refuses: Callable[..., str] | None = None
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Registers an operator with its schema, its implementation and what it returns for fake tensors.
 
-    With a kernel (bindings/torch/inference_ops.cc) the implementation has a name of its own as well, by which the
-    kernel hands on what it does not take.
+    One with a kernel says what it refuses; its implementation has a name of its own as well, by which the kernel hands
+    that on.
     """
     name, _, rest = schema.partition("(")
+    if refuses:
+        _refusals[name] = refuses
 
     def register(implementation: Callable[..., Any]) -> Callable[..., Any]:
-        for called in (name, f"{name}_plain") if kernel else (name,):
+        for called in (name, f"{name}_plain") if refuses else (name,):
             _library.define(f"{called}({rest}")
             _library.impl(called, implementation, "CompositeExplicitAutograd")
             torch.library.register_fake(add_op_namespace_prefix(called), fake, lib=_library)
@@ -108,6 +140,15 @@ def attention_mask(
     return seen.contiguous()
 
 
+def _refuses_attention(query: Tensor, key: Tensor, value: Tensor, *more: Any, **kwargs: Any) -> str:
+    size = query.shape[-1]
+    if size % 8 != 0 or not 8 <= size <= 256:
+        return f"the kernel does not take heads of {size} elements"
+    if value.shape[-1] != size:
+        return "the kernel takes keys and values of one head size"
+    return _refuses_dtypes(query, key, value, *more, **kwargs)
+
+
 def _fake_attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
     batch, heads, queries, _size = query.shape
     return query.new_empty((batch, queries, heads, value.shape[3])).transpose(1, 2)
@@ -117,6 +158,7 @@ def _fake_attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: An
     "attention(Tensor query, Tensor key, Tensor value, Tensor? mask=None, Tensor? padding=None, float? scale=None, "
     "int window_left=-1, int window_right=-1, SymInt query_offset=0) -> Tensor",
     _fake_attention,
+    _refuses_attention,
 )
 def attention(
     query: Tensor,
@@ -153,6 +195,8 @@ def attention(
             mask = mask & seen
         else:
             mask = mask.masked_fill(~seen, float("-inf"))
+    if mask is not None and mask.dim() < 2:
+        mask = torch.atleast_2d(mask)
     grouped = query.shape[1] != key.shape[1]
     out = F.scaled_dot_product_attention(query, key, value, mask, scale=scale, enable_gqa=grouped)
     if mask is not None:
@@ -169,6 +213,7 @@ def _fake_attention_packed(query: Tensor, *_: Any, **__: Any) -> Tensor:
     "attention_packed(Tensor query, Tensor key, Tensor value, Tensor cu, SymInt longest, float? scale=None, "
     "int window_left=-1, int window_right=-1) -> Tensor",
     _fake_attention_packed,
+    _refuses_attention,
 )
 def attention_packed(
     query: Tensor,
@@ -200,17 +245,18 @@ def attention_packed(
 
 
 def _fake_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    return x.new_empty(x.shape)
+    return torch.empty_like(x)
 
 
-@_define("rotary(Tensor x, Tensor cos, Tensor sin) -> Tensor", _fake_rotary)
+@_define("rotary(Tensor x, Tensor cos, Tensor sin) -> Tensor", _fake_rotary, _refuses_dtypes)
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding by halves: x · cos + (−x₂, x₁) · sin, where x = (x₁, x₂) along the last dimension.
 
-    x is (…, size) with an even size; cos and sin, of x's dtype or wider, broadcast to it.
+    x is (…, size) with an even size; cos and sin, of x's dtype or wider, broadcast to it. The result's strides are
+    those of torch.empty_like(x): heads that lie side by side stay so.
     """
     first, second = x.chunk(2, -1)
-    return (x * cos + torch.cat((-second, first), -1) * sin).to(x.dtype)
+    return torch.empty_like(x).copy_(x * cos + torch.cat((-second, first), -1) * sin)
 
 
 # ---- Linear ---------------------------------------------------------------------------------------------------------
@@ -281,7 +327,11 @@ def _fake_pair(x: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
     return _like_first(x), _like_first(x)
 
 
-@_define("layer_norm(Tensor x, Tensor? weight, Tensor? bias, float eps, Tensor? residual=None) -> Tensor", _like_first)
+@_define(
+    "layer_norm(Tensor x, Tensor? weight, Tensor? bias, float eps, Tensor? residual=None) -> Tensor",
+    _like_first,
+    _refuses_dtypes,
+)
 def layer_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, residual: Tensor | None = None
 ) -> Tensor:
@@ -290,27 +340,29 @@ def layer_norm(
     x and residual are (…, n), weight and bias (n); the variance is the biased one.
     """
     s = x if residual is None else x + residual
-    return F.layer_norm(s, s.shape[-1:], weight, bias, eps)
+    return F.layer_norm(s, s.shape[-1:], weight, bias, eps).contiguous()
 
 
 @_define(
-    "add_layer_norm(Tensor x, Tensor residual, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor)", _fake_pair
+    "add_layer_norm(Tensor x, Tensor residual, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor)",
+    _fake_pair,
+    _refuses_dtypes,
 )
 def add_layer_norm(
     x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
     """layer_norm with a residual, and the sum x + residual as well: what pre-norm layers carry on."""
-    s = x + residual
+    s = (x + residual).contiguous()
     return F.layer_norm(s, s.shape[-1:], weight, bias, eps), s
 
 
 def _rms(s: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     wide = _wider(s)
     y = (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(s.dtype)
-    return y if weight is None else (y * weight).to(s.dtype)
+    return (y if weight is None else (y * weight).to(s.dtype)).contiguous()
 
 
-@_define("rms_norm(Tensor x, Tensor? weight, float eps, Tensor? residual=None) -> Tensor", _like_first)
+@_define("rms_norm(Tensor x, Tensor? weight, float eps, Tensor? residual=None) -> Tensor", _like_first, _refuses_dtypes)
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float, residual: Tensor | None = None) -> Tensor:
     """s / √(mean(s²) + eps), rounded to x's dtype, · weight, over the last dimension, s = x + residual.
 
@@ -319,14 +371,24 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float, residual: Tensor | No
     return _rms(x if residual is None else x + residual, weight, eps)
 
 
-@_define("add_rms_norm(Tensor x, Tensor residual, Tensor? weight, float eps) -> (Tensor, Tensor)", _fake_pair)
+@_define(
+    "add_rms_norm(Tensor x, Tensor residual, Tensor? weight, float eps) -> (Tensor, Tensor)",
+    _fake_pair,
+    _refuses_dtypes,
+)
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
     """rms_norm with a residual, and the sum x + residual as well."""
-    s = x + residual
+    s = (x + residual).contiguous()
     return _rms(s, weight, eps), s
 
 
 # ---- What comes first and last --------------------------------------------------------------------------------------
+
+
+def _refuses_embeddings(tables: Sequence[Tensor], ids: Sequence[Tensor], *more: Any, **kwargs: Any) -> str:
+    if len(tables) > 3:
+        return f"the kernel does not take {len(tables)} tables"
+    return _refuses_dtypes(tables, ids, *more, **kwargs)
 
 
 def _fake_embed_norm(tables: Sequence[Tensor], ids: Sequence[Tensor], *_: Any) -> Tensor:
@@ -335,7 +397,9 @@ def _fake_embed_norm(tables: Sequence[Tensor], ids: Sequence[Tensor], *_: Any) -
 
 
 @_define(
-    "embed_norm(Tensor[] tables, Tensor[] ids, Tensor? weight, Tensor? bias, float eps) -> Tensor", _fake_embed_norm
+    "embed_norm(Tensor[] tables, Tensor[] ids, Tensor? weight, Tensor? bias, float eps) -> Tensor",
+    _fake_embed_norm,
+    _refuses_embeddings,
 )
 def embed_norm(
     tables: Sequence[Tensor], ids: Sequence[Tensor], weight: Tensor | None, bias: Tensor | None, eps: float
@@ -343,7 +407,7 @@ def embed_norm(
     """layer_norm of the sum of tables[t][ids[t]], taken from the left, (…, n).
 
     Tables are (entries, n); ids are integers of shapes that broadcast to one another. An id outside its table is an
-    error.
+    error; the kernel for CUDA, where that would have to be waited for, gives a row of NaN.
     """
     s = F.embedding(ids[0], tables[0])
     for table, i in zip(tables[1:], ids[1:], strict=True):

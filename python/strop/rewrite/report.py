@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .model import Program, forward_of
+from .ops import kernel_refuses
 from .patterns import operation, value_of
 
 # Left to PyTorch without a word, as nothing is computed: another view of the same numbers, or sizes.
@@ -112,10 +113,12 @@ class Report:
         return "".join(parts)
 
 
-def _has_kernel(operator: torch._ops.OpOverload, device: str) -> bool:
-    """Whether a kernel has taken the place of the implementation in PyTorch."""
-    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device)
-    return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), key)
+def _runs_on(node: fx.Node) -> str:
+    """Its kernel, or its implementation in PyTorch and why."""
+    device = _device(node)
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), value_of)
+    why = kernel_refuses(node.target, device, args, kwargs)
+    return f"its implementation in PyTorch: {why}" if why else f"its kernel for {device.upper()}"
 
 
 def _device(node: fx.Node) -> str:
@@ -134,12 +137,7 @@ def _lines(program: Program) -> tuple[list[Line], list[Line]]:
             continue
         name = operation(node.target) or str(node.target)
         if isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.name.startswith("aten::"):
-            device = _device(node)
-            where = (
-                f"its kernel for {device.upper()}"
-                if _has_kernel(node.target, device)
-                else "its implementation in PyTorch"
-            )
+            where = _runs_on(node)
             replaced[node.target._schema.name, where] += 1
             reasons.setdefault(node.target._schema.name, [])
             if node.name in program.outcome.refused:

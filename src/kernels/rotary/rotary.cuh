@@ -72,7 +72,11 @@ __device__ __forceinline__ char* element(const Args& a, const Heads& m, std::int
 
 // Which row of cos and sin a token has; -1 for none.
 __device__ __forceinline__ std::int64_t row_of(const Problem& p, std::int64_t token) {
-  if (p.positions.data == nullptr) return token;
+  if (p.positions.data == nullptr) {
+    if (p.rows == p.tokens) return token;
+    if (p.tokens > UINT32_MAX) return token % p.rows;  // rare, and slow
+    return static_cast<std::uint32_t>(token) % static_cast<std::uint32_t>(p.rows);
+  }
   const std::int64_t row = p.positions.at(token);
   return row >= 0 && row < p.rows ? row : -1;
 }

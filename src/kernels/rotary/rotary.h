@@ -37,8 +37,8 @@ struct Problem {
   DType dtype = DType::kFloat32;  // of x and out: float32, float16 or bfloat16
   Heads x, out;                   // may be the same memory, with the same strides
   Table cos, sin;
-  Integers positions;     // none: token t has row t
-  std::int64_t rows = 0;  // of cos and sin
+  Integers positions;     // none: token t has row t % rows
+  std::int64_t rows = 0;  // of cos and sin; without positions a divisor of tokens
 };
 
 // Pair i: the elements it is of, and their columns.

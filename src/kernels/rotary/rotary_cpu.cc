@@ -33,7 +33,7 @@ void rotary_tokens(const Problem& p, std::int64_t first, std::int64_t end) {
   // Elements of pair i lie `step` i from the first pair's.
   const std::int64_t step = p.neighbours ? 2 : 1, column_step = p.shared_columns ? 1 : step;
   for (std::int64_t token = first; token < end; ++token) {
-    const std::int64_t row = p.positions.data == nullptr ? token : p.positions.at(token);
+    const std::int64_t row = p.positions.data == nullptr ? token % p.rows : p.positions.at(token);
     for (std::int64_t begin = 0; begin < p.r / 2; begin += kTile) {
       const auto n = static_cast<std::size_t>(std::min(kTile, p.r / 2 - begin));
       const Pair pair = pair_of(p, begin);

@@ -7,7 +7,7 @@ namespace strop::rotary {
 
 void reference(const Problem& p, double* values) {
   for (std::int64_t token = 0; token < p.tokens; ++token) {
-    const std::int64_t row = p.positions.data == nullptr ? token : p.positions.at(token);
+    const std::int64_t row = p.positions.data == nullptr ? token % p.rows : p.positions.at(token);
     const auto at = [&](const Table& t, std::int64_t column) {
       return row >= 0 && row < p.rows ? load_element(t.data, t.dtype, row * t.stride_row + column * t.stride)
                                       : std::numeric_limits<double>::quiet_NaN();

@@ -28,14 +28,17 @@ struct Case {
   bool neighbours = false, shared_columns = false, positions = true, in_place = false;
   DType dtype = DType::kFloat32, table_dtype = DType::kFloat32, position_dtype = DType::kInt64;
   Layout x_layout{}, table_layout{}, position_layout{}, out_layout{};
+  std::int64_t parts = 1;  // without positions: how often the rows begin anew
+
+  std::int64_t table_rows() const { return positions ? rows : tokens / parts; }
 
   std::string text() const {
     std::ostringstream out;
     out << "(" << tokens << ", " << heads << ", " << d << ") of which " << r << ", " << dtype_name(dtype) << " "
         << layout_name(x_layout) << ", " << (neighbours ? "neighbours" : "halves") << ", tables "
         << dtype_name(table_dtype) << " " << layout_name(table_layout) << (shared_columns ? " of half" : "")
-        << ", positions " << positions << " " << dtype_name(position_dtype) << " " << layout_name(position_layout)
-        << ", out " << (in_place ? "x" : layout_name(out_layout));
+        << ", positions " << positions << ", parts " << parts << " " << dtype_name(position_dtype) << " "
+        << layout_name(position_layout) << ", out " << (in_place ? "x" : layout_name(out_layout));
     return out.str();
   }
 };
@@ -45,8 +48,8 @@ struct Data {
 
   Data(const Case& c, Random& random)
       : x(c.dtype, {c.tokens, c.heads, c.d}, c.x_layout),
-        cos(c.table_dtype, {c.positions ? c.rows : c.tokens, c.shared_columns ? c.r / 2 : c.r}, c.table_layout),
-        sin(c.table_dtype, {c.positions ? c.rows : c.tokens, c.shared_columns ? c.r / 2 : c.r}, c.table_layout),
+        cos(c.table_dtype, {c.table_rows(), c.shared_columns ? c.r / 2 : c.r}, c.table_layout),
+        sin(c.table_dtype, {c.table_rows(), c.shared_columns ? c.r / 2 : c.r}, c.table_layout),
         positions(c.position_dtype, {c.tokens}, c.position_layout),
         out(c.dtype, {c.tokens, c.heads, c.d}, c.out_layout) {
     x.fill([&](std::int64_t) { return random.normal(); });
@@ -67,7 +70,7 @@ struct Data {
     p.x = {v.data, v.strides[0], v.strides[1], v.strides[2]};
     p.cos = {cos_view.data, cos_view.strides[0], cos_view.strides[1], cos_view.dtype};
     p.sin = {sin_view.data, sin_view.strides[0], sin_view.strides[1], sin_view.dtype};
-    p.rows = c.positions ? c.rows : c.tokens;
+    p.rows = c.table_rows();
     if (c.positions) p.positions = integers(at);
     return p;
   }
@@ -172,6 +175,9 @@ TEST(RotarySmall, Options) {
           c.neighbours = options & 1, c.shared_columns = options & 2;
           c.positions = options & 4, c.in_place = options & 8;
           check(c, backend, random);
+          if (c.positions) continue;
+          c.tokens = 6, c.parts = 3;
+          check(c, backend, random);
         }
       }
     }
@@ -247,6 +253,7 @@ TEST(Rotary, Drawn) {
       c.x_layout = random.pick(kWritableLayouts), c.out_layout = random.pick(kWritableLayouts);
       c.neighbours = random.chance(0.3), c.shared_columns = random.chance(0.5);
       c.positions = random.chance(0.7), c.in_place = random.chance(0.4);
+      if (!c.positions && random.chance(0.5)) c.parts = random.integer(2, 5), c.tokens *= c.parts;
       check(c, backend, random);
     }
   }
@@ -326,7 +333,11 @@ const Mistake kMistakes[] = {
     {[](auto& in, auto&) { in.sin.shape[1] = 4; }, StatusCode::kValueError, "sin: expected shape (P, 6)"},
     {[](auto& in, auto&) { in.sin.device = DeviceType::kOther; }, StatusCode::kValueError, "sin: expected "},
     {[](auto& in, auto&) { in.positions = {}; }, StatusCode::kValueError,
-     "cos: expected 4 rows like x, as there are no positions, got shape (17, 6)"},
+     "cos: expected rows that divide x's 4, as there are no positions, got shape (17, 6)"},
+    {[](auto& in, auto&) { in.positions = {}, in.cos.shape[0] = in.sin.shape[0] = 3; }, StatusCode::kValueError,
+     "cos: expected rows that divide x's 4, as there are no positions, got shape (3, 6)"},
+    {[](auto& in, auto&) { in.positions = {}, in.cos.shape[0] = in.sin.shape[0] = 0; }, StatusCode::kValueError,
+     "cos: expected rows that divide x's 4, as there are no positions, got shape (0, 6)"},
     {[](auto& in, auto&) { in.positions.dtype = DType::kFloat32; }, StatusCode::kTypeError,
      "positions: expected int32 or int64, got float32"},
     {[](auto& in, auto&) { in.positions.shape[0] = 3; }, StatusCode::kValueError,
