@@ -20,7 +20,7 @@ struct AnyShared {
 // `k_step` elements of K apart.
 struct AnyRows {
   const char* first[2];
-  std::int64_t step;
+  std::int64_t step[2], stride[2];  // bytes from element to element of a group, and along K
   int bytes, k, k_step;
   unsigned inside[2];  // rows that are there
   int row, group_row, row_step, group_k;
@@ -34,13 +34,13 @@ struct AnyRows {
     row = along_k ? thread / kAnyDepth : thread % kAnyRows, k = along_k ? thread % kAnyDepth : thread / kAnyRows;
     row_step = along_k ? kAnyThreads / kAnyDepth : 0, k_step = along_k ? 0 : kAnyThreads / kAnyRows;
     group_row = 4 * row_step, group_k = 4 * k_step;
-    step = (row_step * a.stride_row + k_step * a.stride) * bytes;
 #pragma unroll
     for (int g = 0; g < 2; ++g) {
       const int at = row + g * group_row;
       const Matrix& m = at < kAnyRows / 2 ? a : b;
       const std::int64_t begin = (at < kAnyRows / 2 ? begin_a : begin_b) + at % (kAnyRows / 2);
       first[g] = static_cast<const char*>(m.data) + (begin * m.stride_row + (k + g * group_k) * m.stride) * bytes;
+      step[g] = (row_step * m.stride_row + k_step * m.stride) * bytes, stride[g] = m.stride * bytes;
       inside[g] = 0;
 #pragma unroll
       for (int i = 0; i < 4; ++i) inside[g] |= static_cast<unsigned>(begin + i * row_step < rows) << i;
@@ -48,13 +48,13 @@ struct AnyRows {
   }
 
   // Elements [from, from + 16) of K, those before `end`.
-  __device__ __forceinline__ void load(std::uint32_t (&raw)[2][4], std::int64_t stride, int from, int end) const {
+  __device__ __forceinline__ void load(std::uint32_t (&raw)[2][4], int from, int end) const {
 #pragma unroll
     for (int g = 0; g < 2; ++g) {
       unsigned there = 0;
 #pragma unroll
       for (int i = 0; i < 4; ++i) there |= static_cast<unsigned>(from + k + g * group_k + i * k_step < end) << i;
-      load_strided<4>(raw[g], first[g] + from * stride * bytes, step, bytes, there & inside[g]);
+      load_strided<4>(raw[g], first[g] + from * stride[g], step[g], bytes, there & inside[g]);
     }
   }
   __device__ __forceinline__ void store(float (&to)[kAnyDepth][kAnyPitch], const std::uint32_t (&raw)[2][4],
@@ -83,12 +83,12 @@ __global__ void __launch_bounds__(kAnyThreads) linear_any_kernel(const __grid_co
 
   float sums[8][4] = {};  // row r's of columns `column` to + 3 and, behind it, of those 32 on
   std::uint32_t next_x[2][4], next_w[2][4];
-  x.load(next_x, p.x.stride, u.begin, u.end), w.load(next_w, p.weight[0].stride, u.begin, u.end);
+  x.load(next_x, u.begin, u.end), w.load(next_w, u.begin, u.end);
   for (int k = u.begin; k < u.end; k += kAnyDepth) {
     __syncthreads();  // write after read: other warps may still be at the last turn's tiles
     x.store(shared.x, next_x, e.dtype), w.store(shared.w, next_w, e.dtype);
     __syncthreads();  // read after write: this turn's tiles
-    x.load(next_x, p.x.stride, k + kAnyDepth, u.end), w.load(next_w, p.weight[0].stride, k + kAnyDepth, u.end);
+    x.load(next_x, k + kAnyDepth, u.end), w.load(next_w, k + kAnyDepth, u.end);
 #pragma unroll
     for (int i = 0; i < kAnyDepth; ++i) {
       const float4 s = *reinterpret_cast<const float4*>(&shared.x[i][row]);

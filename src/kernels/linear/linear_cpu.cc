@@ -42,9 +42,10 @@ Status run_cpu(const Problem& p) {
   const auto tile = STROP_SIMD(multiply);
   const std::int64_t m = p.epilogue.m, n = p.epilogue.n;
   const std::int64_t wide = m <= kFewCpuRows ? kFewCpuColumns : kCpuColumns, tiles = ceil_div(n, wide);
-  for_each_chunk(tiles * ceil_div(m, kCpuRows), m * n * p.k > kParallelProducts, [&](std::int64_t unit) {
-    const std::int64_t first = unit / tiles * kCpuRows, column = unit % tiles * wide;
-    tile(p, first, std::min(kCpuRows, m - first), column, std::min(wide, n - column));
+  const std::int64_t rows = ceil_div(m, ceil_div(m, kCpuRows));  // of tiles that are all as high
+  for_each_chunk(tiles * ceil_div(m, rows), m * n * p.k > kParallelProducts, [&](std::int64_t unit) {
+    const std::int64_t first = unit / tiles * rows, column = unit % tiles * wide;
+    tile(p, first, std::min(rows, m - first), column, std::min(wide, n - column));
   });
   return {};
 }

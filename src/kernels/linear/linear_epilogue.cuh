@@ -45,6 +45,36 @@ __device__ __forceinline__ void activate(Activation activation, float (&x)[kE]) 
   }
 }
 
+// What cannot be moved at once, element by element, `step` bytes apart: kept out of the way of the usual path's
+// registers and instructions; by value, so that the caller's values stay in registers.
+template <int kE>
+struct Floats {
+  float f[kE];
+};
+template <int kE>
+__device__ __noinline__ Floats<kE> load_elements(const char* p, std::int64_t step, DType dtype, unsigned inside) {
+  Floats<kE> v = {};
+#pragma unroll
+  for (int i = 0; i < kE; ++i, p += step) {
+    if ((inside >> i & 1) == 0) continue;
+    v.f[i] = dtype == DType::kFloat32 ? *reinterpret_cast<const float*>(p)
+                                      : to_float(*reinterpret_cast<const std::uint16_t*>(p), dtype);
+  }
+  return v;
+}
+template <int kE>
+__device__ __noinline__ void store_elements(char* p, std::int64_t step, DType dtype, unsigned inside, Floats<kE> v) {
+#pragma unroll
+  for (int i = 0; i < kE; ++i, p += step) {
+    if ((inside >> i & 1) == 0) continue;
+    if (dtype == DType::kFloat32) {
+      *reinterpret_cast<float*>(p) = v.f[i];
+    } else {
+      *reinterpret_cast<std::uint16_t*>(p) = static_cast<std::uint16_t>(from_float(v.f[i], dtype));
+    }
+  }
+}
+
 // kE columns that a thread has of some rows, `step` apart.
 template <int kE>
 struct Columns {
@@ -75,43 +105,36 @@ struct Columns {
     }
   }
 
-  __device__ __forceinline__ char* at(const Matrix& m, DType dtype, std::int64_t row, int i) const {
-    return static_cast<char*>(m.data) + (row * m.stride_row + (first + i * step) * m.stride) * float_bytes(dtype);
+  __device__ __forceinline__ char* at(const Matrix& m, DType dtype, std::int64_t row) const {
+    return static_cast<char*>(m.data) + (row * m.stride_row + first * m.stride) * float_bytes(dtype);
+  }
+  __device__ __forceinline__ std::int64_t step_of(const Matrix& m, DType dtype) const {
+    return step * m.stride * float_bytes(dtype);
   }
   // Not through the read-only cache: the memory may be that of out.
   __device__ __forceinline__ void load(const Matrix& m, DType dtype, std::int64_t row, float (&f)[kE]) const {
+    const char* const p = at(m, dtype, row);
     if (vector) {
-      const uint4 w = *reinterpret_cast<const uint4*>(at(m, dtype, row, 0));
+      const uint4 w = *reinterpret_cast<const uint4*>(p);
       const strop::Vector<kE, kBytes> v = {w.x, w.y, w.z, w.w};
       v.to_floats(f, dtype);
-      return;
-    }
+    } else {
+      const Floats<kE> v = load_elements<kE>(p, step_of(m, dtype), dtype, inside);
 #pragma unroll
-    for (int i = 0; i < kE; ++i) {
-      if ((inside >> i & 1) == 0) {
-        f[i] = 0;
-      } else if (dtype == DType::kFloat32) {
-        f[i] = *reinterpret_cast<const float*>(at(m, dtype, row, i));
-      } else {
-        f[i] = to_float(*reinterpret_cast<const std::uint16_t*>(at(m, dtype, row, i)), dtype);
-      }
+      for (int i = 0; i < kE; ++i) f[i] = v.f[i];
     }
   }
   __device__ __forceinline__ void store(const Matrix& m, DType dtype, std::int64_t row, const float (&f)[kE]) const {
+    char* const p = at(m, dtype, row);
     if (vector) {
       strop::Vector<kE, kBytes> v;
       v.from_floats(f, dtype);
-      *reinterpret_cast<uint4*>(at(m, dtype, row, 0)) = make_uint4(v.words[0], v.words[1], v.words[2], v.words[3]);
-      return;
-    }
+      *reinterpret_cast<uint4*>(p) = make_uint4(v.words[0], v.words[1], v.words[2], v.words[3]);
+    } else {
+      Floats<kE> v;
 #pragma unroll
-    for (int i = 0; i < kE; ++i) {
-      if ((inside >> i & 1) == 0) continue;
-      if (dtype == DType::kFloat32) {
-        *reinterpret_cast<float*>(at(m, dtype, row, i)) = f[i];
-      } else {
-        *reinterpret_cast<std::uint16_t*>(at(m, dtype, row, i)) = static_cast<std::uint16_t>(from_float(f[i], dtype));
-      }
+      for (int i = 0; i < kE; ++i) v.f[i] = f[i];
+      store_elements<kE>(p, step_of(m, dtype), dtype, inside, v);
     }
   }
 
@@ -148,14 +171,14 @@ struct EpilogueArgs {
 
 // Where nothing can be moved in vectors, neighbouring lanes have neighbouring elements.
 template <int kE>
-__global__ void __launch_bounds__(kEpilogueThreads) linear_epilogue_kernel(const __grid_constant__ EpilogueArgs a) {
+__global__ void __launch_bounds__(kEpilogueThreads, 3) linear_epilogue_kernel(const __grid_constant__ EpilogueArgs a) {
   ptx::wait_for_previous_kernel();
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const std::int64_t column = static_cast<std::int64_t>(blockIdx.x % a.column_blocks) * 32 * kE;
   const Columns<kE> columns(a.e, column + (a.vectors ? lane * kE : lane), a.vectors ? 1 : 32, a.vectors);
   if (columns.inside == 0) return;
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.x / a.column_blocks) * kEpilogueRows;
-#pragma unroll 2
+#pragma unroll 1
   for (int i = warp; i < kEpilogueRows; i += kEpilogueThreads / 32) {
     if (first + i >= a.e.m) break;
     float y0[kE], y1[kE] = {};

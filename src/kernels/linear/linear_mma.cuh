@@ -73,16 +73,20 @@ struct MmaTile {
   }
 
   // One turn, with the warp's rows of both tiles.
-  __device__ __forceinline__ void add(Element* x, Element* w) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
+  __device__ __forceinline__ void add(const Element* x, const Element* w) {
+    // Where the lane's row for ldmatrix has its vector of the first 16 elements; those behind it differ in bits above
+    // the lowest of the vector's number, which the row's number turns independently.
+    const int lane = static_cast<int>(threadIdx.x) % 32, turned = lane % 8;
+    const int of_x = lane % 16 * kDepth + (lane / 16 ^ turned) * 8;
+    const int of_w = (lane / 16 * 8 + turned) * kDepth + (lane / 8 % 2 ^ turned) * 8;
 #pragma unroll
-    for (int k = 0; k < kDepth / 8; k += 2) {
+    for (int k = 0; k < kDepth; k += 16) {
       std::uint32_t a[kTilesM][4], b[4];
 #pragma unroll
-      for (int i = 0; i < kTilesM; ++i) ptx::ldmatrix_x4(a[i], vector_at(x, i * 16 + lane % 16, k + lane / 16));
+      for (int i = 0; i < kTilesM; ++i) ptx::ldmatrix_x4(a[i], x + (of_x ^ k) + i * 16 * kDepth);
 #pragma unroll
       for (int j = 0; j < kTilesN; j += 2) {
-        ptx::ldmatrix_x4(b, vector_at(w, j * 8 + lane / 16 * 8 + lane % 8, k + lane / 8 % 2));
+        ptx::ldmatrix_x4(b, w + (of_w ^ k) + j * 8 * kDepth);
 #pragma unroll
         for (int i = 0; i < kTilesM; ++i) {
           multiply(sums[i * kTilesN + j], a[i], b[0], b[1]);
@@ -94,7 +98,7 @@ struct MmaTile {
 };
 
 template <int kM, int kN, bool kBf16>
-__global__ void __launch_bounds__(MmaTile<kM, kN, kBf16>::kThreads, kM == 128 ? 2 : 3)
+__global__ void __launch_bounds__(MmaTile<kM, kN, kBf16>::kThreads, kN == 128 ? 2 : 3)
     linear_mma_kernel(const __grid_constant__ Args a) {
   ptx::wait_for_previous_kernel();
   using Tile = MmaTile<kM, kN, kBf16>;

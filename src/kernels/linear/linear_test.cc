@@ -46,7 +46,7 @@ struct Case {
   bool apart = false;  // gated: two weights
   bool bias = true, residual = false;
   bool in_place = false;  // out is the residual or, without one, y
-  Layout x_layout{}, weight_layout{}, bias_layout{}, residual_layout{}, out_layout{};
+  Layout x_layout{}, weight_layout{}, up_layout{}, bias_layout{}, residual_layout{}, out_layout{};
   double scale = 1;  // of x, or y
 
   bool two_weights() const { return product && options.gated && apart; }
@@ -57,7 +57,7 @@ struct Case {
         << static_cast<int>(options.activation) << " gated " << options.gated << " apart " << apart << " bias " << bias
         << " " << dtype_name(bias_dtype) << " " << layout_name(bias_layout) << " residual " << residual << " "
         << layout_name(residual_layout) << " in place " << in_place << " x " << layout_name(x_layout) << " weight "
-        << layout_name(weight_layout) << " out " << layout_name(out_layout);
+        << layout_name(weight_layout) << " up " << layout_name(up_layout) << " out " << layout_name(out_layout);
     return out.str();
   }
 };
@@ -108,7 +108,7 @@ struct Data {
   Data(const Case& c, Random& random)
       : x(c.dtype, {c.m, c.product ? c.k : c.rows_of_weight()}, c.x_layout),
         weight(c.dtype, {c.rows_of_weight(), c.k}, c.weight_layout),
-        up_weight(c.dtype, {c.n, c.k}, c.weight_layout),
+        up_weight(c.dtype, {c.n, c.k}, c.up_layout),
         bias(c.bias_dtype, {c.rows_of_weight()}, c.bias_layout),
         up_bias(c.bias_dtype, {c.n}, c.bias_layout),
         residual(c.dtype, {c.m, c.n}, c.residual_layout),
@@ -388,13 +388,13 @@ TEST(LinearSmall, Layouts) {
   Random random(96);
   int turn = 0;
   for (const Backend& backend : some_backends()) {
-    for (int which = 0; which < 5; ++which) {
+    for (int which = 0; which < 6; ++which) {
       for (Layout layout : kLayouts) {
         const bool writable =
             std::find(std::begin(kWritableLayouts), std::end(kWritableLayouts), layout) != std::end(kWritableLayouts);
         if ((which == 4 && !writable) || (which == 2 && layout == Layout::kTransposed)) continue;
         for (bool product : {true, false}) {
-          if (!product && which == 1) continue;
+          if (!product && (which == 1 || which == 5)) continue;
           for (DType dtype : kFloats) {
             if (left_out(turn, 4)) continue;
             Case c;
@@ -404,8 +404,9 @@ TEST(LinearSmall, Layouts) {
             draw_options(c, random);
             c.bias = c.residual = true;
             c.in_place = c.in_place && writable;
-            Layout* const layouts[] = {&c.x_layout, &c.weight_layout, &c.bias_layout, &c.residual_layout,
-                                       &c.out_layout};
+            if (which == 5) c.options.gated = c.apart = true;
+            Layout* const layouts[] = {&c.x_layout,        &c.weight_layout, &c.bias_layout,
+                                       &c.residual_layout, &c.out_layout,    &c.up_layout};
             *layouts[which] = layout;
             check(c, backend, random);
           }
@@ -529,6 +530,7 @@ TEST(Linear, Drawn) {
       draw_options(c, random);
       if (random.chance(0.5)) {
         c.x_layout = random.pick(kWritableLayouts), c.weight_layout = random.pick(kWritableLayouts);
+        c.up_layout = random.pick(kWritableLayouts);
         c.residual_layout = random.pick(kWritableLayouts), c.out_layout = random.pick(kWritableLayouts);
       }
       check(c, backend, random);
