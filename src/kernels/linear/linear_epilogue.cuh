@@ -85,6 +85,7 @@ struct Columns {
   bool vector;      // all are, and are moved at once
   float bias[2][kE];
 
+  Columns() = default;
   // `vectors`: matrices can be moved by 16 bytes, of columns from a multiple of kE on.
   __device__ __forceinline__ Columns(const Epilogue& e, std::int64_t first, int step, bool vectors)
       : first(first), step(step), inside(0) {

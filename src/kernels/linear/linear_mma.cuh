@@ -124,6 +124,12 @@ __global__ void __launch_bounds__(MmaTile<kM, kN, kBf16>::kThreads, kN == 128 ? 
     ptx::copy_async_commit();  // an empty group where there is no more, so that the waits count the same
   };
 
+  // Biases of the columns that this thread will store: few rows wait for everything, so they come meanwhile; large
+  // tiles need the registers.
+  const int vectors = e.gated ? kN / 16 : kN / 8, v = thread % vectors;
+  Columns<8> columns;
+  if constexpr (kM <= kFewRows) columns = Columns<8>(e, u.column + 8 * v, 1, a.vectors);
+
   Tile tile;
 #pragma unroll
   for (int stage = 0; stage < kStages - 1; ++stage) copy(u.begin + stage * kDepth, stage);
@@ -162,18 +168,22 @@ __global__ void __launch_bounds__(MmaTile<kM, kN, kBf16>::kThreads, kN == 128 ? 
     }
   }
   __syncthreads();  // read after write: the sums, from here on by rows
-  const int vectors = e.gated ? kN / 16 : kN / 8, v = thread % vectors;
-  const Columns<8> columns(e, u.column + 8 * v, 1, a.vectors);
+  if constexpr (kM > kFewRows) columns = Columns<8>(e, u.column + 8 * v, 1, a.vectors);
   if (columns.inside == 0) return;
   for (int r = thread / vectors; r < kM && u.row + r < e.m; r += kThreads / vectors) {
+    // Of eight lanes, whose sums are 32 or 64 bytes apart, half begin with the second 16: they meet in no bank.
+    const bool turned = v / (e.gated ? 2 : 4) % 2 != 0;
+    const auto load = [&](float(&y)[8], const float* from) {
+      const float4 first = *reinterpret_cast<const float4*>(from + (turned ? 4 : 0));
+      const float4 second = *reinterpret_cast<const float4*>(from + (turned ? 0 : 4));
+      const float4 low = turned ? second : first, high = turned ? first : second;
+      y[0] = low.x, y[1] = low.y, y[2] = low.z, y[3] = low.w;
+      y[4] = high.x, y[5] = high.y, y[6] = high.z, y[7] = high.w;
+    };
     const float* const from = sums + r * kPitch + v * (e.gated ? 16 : 8);
     float y[2][8] = {};
-#pragma unroll
-    for (int i = 0; i < 8; ++i) y[0][i] = from[i];
-    if (e.gated) {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) y[1][i] = from[8 + i];
-    }
+    load(y[0], from);
+    if (e.gated) load(y[1], from + 8);
     columns.finish(e, u.row + r, y[0], y[1]);
   }
 }

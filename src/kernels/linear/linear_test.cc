@@ -635,6 +635,40 @@ TEST(Linear, SchedulesDoNotChangeResults) {
   }
   emu::set_schedule({emu::Order::kRandom, test_seed()});
 }
+
+// Few rows: each weight comes from global memory once, by whole sectors, and no two lanes meet in a bank of shared
+// memory.
+TEST(LinearSmall, WeightsAreReadOnce) {
+  const Backend& backend = all_backends()[0];
+  const UseBackend use(backend);
+  for (DType dtype : kHalves) {
+    for (bool gated : {false, true}) {
+      Random random(106);
+      Case c;
+      c.m = 16, c.n = gated ? 64 : 128, c.k = 512;
+      c.dtype = dtype;
+      c.options.gated = gated;
+      Data data(c, random);
+      emu::set_counting(true);
+      const Status status = data.run(c, backend);
+      emu::set_counting(false);
+      ASSERT_TRUE(status.ok()) << status.message();
+      const emu::Counts& counts = emu::counts();
+      const auto weight = std::find_if(counts.buffers.begin(), counts.buffers.end(),
+                                       [](const emu::BufferCounts& b) { return b.name == "weight"; });
+      ASSERT_NE(weight, counts.buffers.end());
+      EXPECT_EQ(weight->reads, 128 * c.k * 2);
+      EXPECT_EQ(weight->bytes_read, 128 * c.k * 2);
+      int lines = 0;
+      for (const emu::LineCounts& line : counts.lines) {
+        if (!line.shared && line.buffer != "weight" && line.buffer != "out") continue;
+        EXPECT_EQ(line.moved, line.least) << line.where.file << ":" << line.where.line << " of " << line.buffer;
+        ++lines;
+      }
+      EXPECT_GE(lines, 8);
+    }
+  }
+}
 #endif
 
 TEST(LinearSmall, Tuning) {
