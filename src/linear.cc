@@ -95,7 +95,7 @@ lin::Vector vector(const TensorView& view) {
 char* moved(const void* data, DType dtype, std::int64_t elements) {
   return static_cast<char*>(const_cast<void*>(data)) + elements * dtype_size(dtype);
 }
-// The second of two halves that lie behind each other, `at` elements on.
+// Of a bias (2N,), the half behind the first n elements.
 lin::Vector second_half(const TensorView& bias, std::int64_t n) {
   if (bias.data == nullptr) return {};
   return {moved(bias.data, bias.dtype, n * bias.strides[0]), bias.strides[0], bias.dtype};

@@ -44,7 +44,7 @@ struct Case {
   DType dtype = DType::kFloat32, bias_dtype = DType::kFloat32;
   LinearOptions options;
   bool apart = false;  // gated: two weights
-  bool bias = true, residual = false;
+  bool bias = true, up_bias = true, residual = false;
   bool in_place = false;  // out is the residual or, without one, y
   Layout x_layout{}, weight_layout{}, up_layout{}, bias_layout{}, residual_layout{}, out_layout{};
   double scale = 1;  // of x, or y
@@ -55,9 +55,10 @@ struct Case {
     std::ostringstream out;
     out << (product ? "" : "epilogue ") << m << "x" << n << "x" << k << " " << dtype_name(dtype) << " activation "
         << static_cast<int>(options.activation) << " gated " << options.gated << " apart " << apart << " bias " << bias
-        << " " << dtype_name(bias_dtype) << " " << layout_name(bias_layout) << " residual " << residual << " "
-        << layout_name(residual_layout) << " in place " << in_place << " x " << layout_name(x_layout) << " weight "
-        << layout_name(weight_layout) << " up " << layout_name(up_layout) << " out " << layout_name(out_layout);
+        << " up " << up_bias << " " << dtype_name(bias_dtype) << " " << layout_name(bias_layout) << " residual "
+        << residual << " " << layout_name(residual_layout) << " in place " << in_place << " x " << layout_name(x_layout)
+        << " weight " << layout_name(weight_layout) << " up " << layout_name(up_layout) << " out "
+        << layout_name(out_layout);
     return out.str();
   }
 };
@@ -129,7 +130,7 @@ struct Data {
     if (c.bias) in.bias = on(bias);
     if (c.two_weights()) {
       in.up_weight = on(up_weight);
-      if (c.bias) in.up_bias = on(up_bias);
+      if (c.up_bias) in.up_bias = on(up_bias);
     }
     if (c.residual) in.residual = on(residual);
     return in;
@@ -148,7 +149,7 @@ struct Data {
     if (c.bias) p.epilogue.bias[0] = p.epilogue.bias[1] = vector(in.bias);
     if (c.two_weights()) {
       p.weight[1] = matrix(in.up_weight);
-      if (c.bias) p.epilogue.bias[1] = vector(in.up_bias);
+      p.epilogue.bias[1] = c.up_bias ? vector(in.up_bias) : Vector{};
     } else if (c.options.gated) {
       p.weight[1].data = moved(in.weight.data, c.dtype, c.n * in.weight.strides[0]);
       if (c.bias) p.epilogue.bias[1].data = moved(in.bias.data, c.bias_dtype, c.n * in.bias.strides[0]);
@@ -241,7 +242,7 @@ void check(const Case& c, const Backend& backend, Data data) {
   const Status status = data.run(c, backend);
   ASSERT_TRUE(status.ok()) << status.message();
   data.result(c).expect_only_elements_changed("out");
-  const bool used[] = {true, c.product, c.two_weights(), c.bias, c.bias && c.two_weights(), c.residual};
+  const bool used[] = {true, c.product, c.two_weights(), c.bias, c.up_bias && c.two_weights(), c.residual};
   int i = 0;
   for (Tensor* input : {&data.x, &data.weight, &data.up_weight, &data.bias, &data.up_bias, &data.residual}) {
     if (!used[i++] || input == &data.result(c)) continue;
@@ -267,7 +268,7 @@ bool left_out(int& turn, int n) { return kEmulated && ++turn % n != 0; }
 void draw_options(Case& c, Random& random) {
   c.options = {random.pick(kActivations), random.chance(0.4)};
   c.apart = random.chance(0.5);
-  c.bias = random.chance(0.7), c.residual = random.chance(0.5);
+  c.bias = random.chance(0.7), c.up_bias = random.chance(0.7), c.residual = random.chance(0.5);
   c.bias_dtype = random.pick(kFloats);
   c.in_place = random.chance(0.3) && (c.residual || (!c.product && !c.options.gated));
 }
