@@ -85,7 +85,8 @@ _POINTWISE = {
     "add", "sub", "mul", "div", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "pow", "square", "reciprocal", "sign",
     "relu", "gelu", "silu", "tanh", "sigmoid", "erf", "elu", "leaky_relu", "hardswish", "softplus", "clamp",
     "clamp_min", "clamp_max", "maximum", "minimum", "where", "_to_copy", "type_as", "clone", "sin", "cos",
-    "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_not", "bitwise_not", "masked_fill", "isnan", "nan_to_num",
+    "eq", "ne", "lt", "le", "gt", "ge",
+    "logical_and", "logical_or", "logical_not", "bitwise_not", "masked_fill", "isnan", "nan_to_num",
 }  # fmt: skip
 # What may happen to outputs in the padded layout: nothing that would let one token's padding reach another's result.
 _AFTER = {"reshape", "transpose", "permute", "unsqueeze", "squeeze", "split", "chunk", "split_with_sizes", "unbind",
