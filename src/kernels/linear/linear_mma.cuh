@@ -7,8 +7,8 @@
 // weight and of the other take turns, so that a warp has both.
 //
 // Floor. Few rows: the weights once, 2 N K bytes. Many: 2 M N K operations at about 620 TFLOP/s (mma.sync on an H100).
-// A tile of 128 x 128 moves 32 KiB from L2 a turn for 2.1 MFLOP: 64 to a byte, and 620 TFLOP/s would ask for 9.7 TB/s
-// of blocks that share nothing.
+// A tile of 128 x 128 takes 32 KiB a turn from L2 for 2.1 MFLOP, 64 to a byte: 620 TFLOP/s would ask L2 for 9.7 TB/s,
+// more than it gives. Large products are a library's, and this kernel is for few rows and for epilogues that pay.
 #pragma once
 
 #include "base/ptx/async_copy.cuh"
