@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 
 from . import registry
 from .capture import B, Captured, CaptureError, L, capture, clean, difference, roles
+from .plan import Plan, Stale
 from .registry import Outcome
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -116,8 +117,12 @@ class Forward:
         if 0 in next(iter(tensors.values())).shape:
             return self._eagerly("an empty input", args, kwargs)
         program.calls += 1
-        with torch.no_grad():
-            return captured(self._converted(tensors))
+        try:
+            with torch.no_grad():
+                return captured(self._converted(tensors))
+        except Stale:  # the module was moved or cast: its parameters are the same objects with other contents
+            self.programs.pop(key, None)
+            return self(*args, **kwargs)
 
     def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | str:
         """Arguments by their names."""
@@ -219,9 +224,24 @@ class Forward:
                 raise CaptureError(f"the captured graph does not do what the module does: {again}")
             captured.notes.append(f"nothing was replaced, as the rewritten graph is not what was captured: {wrong}")
             outcome = Outcome({}, {})
+        _plan(captured, forward, tensors, fixed)
         if self.dtype is not None:  # what has to be there still is the model's own, not the copy's
             captured.shared = _where(self.model)
         program.captured, program.outcome = captured, outcome
+
+
+def _plan(
+    captured: Captured, forward: Callable[..., Any], tensors: Mapping[str, Tensor], fixed: Mapping[str, Any]
+) -> None:
+    """Makes a checked graph a plan, which is checked as well; the graph stays where that does not work."""
+    try:
+        captured.plan = Plan(captured.module)
+        wrong = difference(captured, forward, tensors, fixed)
+    except Exception as error:
+        wrong = str(error)
+    if wrong:
+        captured.plan = None
+        captured.notes.append(f"runs node by node in Python, not as a plan: {wrong}")
 
 
 def _where(model: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
