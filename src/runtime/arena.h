@@ -36,7 +36,7 @@ class Arena {
   Status allocate(std::size_t bytes, void** data, std::size_t* size);
   void release(void* data, std::size_t size);
 
-  // The bytes that would have made one chunk enough so far.
+  // What a single chunk should have had; it may lack a little still, as pieces fit otherwise in one than in several.
   std::size_t needed() const;
   std::size_t reserved() const { return chunks_.empty() ? 0 : chunks_[0].bytes; }
   std::size_t chunks() const { return chunks_.size(); }

@@ -1,6 +1,6 @@
 // Host: what a plan needs of the framework that it runs in. The framework makes tensors that outlive a call, lends its
 // allocator, and runs the operations that strop has no kernel for. A plan without foreign operations, on the CPU, needs
-// little of it (see tests/support and the C++ examples).
+// little of it (tests/support/plan_host.h is one).
 #pragma once
 
 #include <cstddef>

@@ -441,7 +441,7 @@ def _with_scalars(
     like = _tensor(arguments["self"]) if is_node(arguments.get("self")) else None
     like = like if like is not None else _tensor(arguments.get("other"))
     wanted = value_of(node)
-    if like is None or not isinstance(wanted, Tensor):
+    if not isinstance(wanted, Tensor):
         return False
     made: dict[str, Any] = {}
     fakes = {name: value_of(value) for name, value in arguments.items()}
@@ -451,13 +451,13 @@ def _with_scalars(
             if value is not None and _tensor(value) is None:
                 return False
             continue
-        dtype = _scalar_dtype(value, like)
+        dtype = _scalar_dtype(value, like) if like is not None else wanted.dtype
         if dtype not in _SCALARS:
             return False
         made[name] = (value, dtype)
-        with _fake_mode(like):
+        with _fake_mode(wanted):
             fakes[name] = torch.empty((), dtype=dtype)
-    with _fake_mode(like), torch.no_grad():
+    with _fake_mode(wanted), torch.no_grad():
         try:
             given = target(**fakes)
         except Exception:
