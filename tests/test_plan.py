@@ -224,7 +224,8 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "clamp": lambda x, i: (x.clamp(-0.5, 0.5), i.clamp(min=1), x.clamp_min(0.1), i.clamp(max=2)),
     "new": lambda x, i: (
         torch.arange(x.shape[0]), torch.arange(2, x.shape[0] * 3, 2), torch.zeros_like(x), torch.full_like(i, 7),
-        torch.ones(x.shape[1]) + x, torch.full((x.shape[0], 2), -1.5), x.new_zeros(3), torch.zeros((), dtype=torch.int32),
+        torch.ones(x.shape[1]) + x, torch.full((x.shape[0], 2), -1.5), x.new_zeros(3),
+        torch.zeros((), dtype=torch.int32),
     ),
     "casts": lambda x, i: (i.float(), x.long(), x.double(), (i > 2).int(), i.to(torch.float16), x.bool()),
     "reductions": lambda x, i: (x.sum(1), x.mean(0, keepdim=True), x.softmax(-1), i.cumsum(1), x.amax(1), x.argmax(1)),
@@ -298,7 +299,15 @@ def text(*instructions: dict[str, Any], outputs: tuple[str, ...] = ("%y",)) -> s
 
 
 def foreign(name: str, types: list[str], args: list[Any]) -> dict[str, Any]:
-    return {"op": "call", "name": name, "overload": "", "types": types, "results": ["Tensor"], "args": args, "out": ["y"]}
+    return {
+        "op": "call",
+        "name": name,
+        "overload": "",
+        "types": types,
+        "results": ["Tensor"],
+        "args": args,
+        "out": ["y"],
+    }
 
 
 RELU = text(foreign("aten::relu", ["Tensor"], ["%x"]))
@@ -376,3 +385,40 @@ def test_constants_are_checked() -> None:
         _C.plan_load(json.dumps(program), [torch.randn(3, 3)], ())
     with pytest.raises(TypeError, match="takes exactly 1"):
         _C.plan_load(json.dumps(program), [], ())
+
+
+# ---- What is reported -----------------------------------------------------------------------------------------------
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.norm = nn.Linear(16, 16), nn.LayerNorm(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x + F.gelu(self.up(x))).norm(dim=-1)
+
+
+def test_report_says_what_runs_where() -> None:
+    model = strop.optimize_model(Layer().eval())
+    model(torch.randn(2, 3, 16))
+    (graph,) = strop.report(model).graphs
+    runs_on = {line.operation: line.runs_on for line in graph.replaced}
+    assert runs_on["strop::layer_norm"] == "its kernel for CPU"
+    assert runs_on["strop::linear_act"] == "PyTorch's product, in place"
+    assert any(note.startswith("calls Python: ") and "norm" in note for note in graph.notes), graph.notes
+
+
+def test_what_cannot_be_a_plan_runs_as_a_graph() -> None:
+    """A size among the results: the graph runs, the report says why."""
+
+    class Counts(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, int]:
+            return torch.relu(x) * 2, x.shape[1] * 3
+
+    model, x = strop.optimize_model(Counts().eval()), torch.randn(2, 5, 4)
+    y, count = model(x)
+    assert torch.equal(y, x.relu() * 2) and count == 15
+    (graph,) = strop.report(model).graphs
+    assert not graph.why_eager and "a result that is no tensor" in " ".join(graph.notes), str(strop.report(model))
+    assert model(torch.randn(3, 2, 4))[1] == 6

@@ -24,7 +24,8 @@ DType dtype_of(DLDataType type);
 
 enum class Read { kOk, kError, kDispatch };
 
-// A plain tensor as DLPack has it, valid for as long as the object. kDispatch: one that only the dispatcher understands.
+// A plain tensor as DLPack has it, valid for as long as the object. kDispatch: one that only the dispatcher
+// understands.
 Read read_dltensor(PyObject* object, const char* name, DLTensor& t);
 
 // The Python object of a tensor; takes over the AtenTensorHandle.

@@ -1,4 +1,6 @@
 // Plans for Python: a program and its constants in a capsule, run without Python where it can be.
+#include "runtime/plan.h"
+
 #include <torch/csrc/stable/c/shim.h>
 
 #include <algorithm>
@@ -10,7 +12,6 @@
 #include "execute.h"
 #include "module.h"
 #include "plan_host.h"
-#include "runtime/plan.h"
 #if STROP_WITH_CUDA
 #include "base/device.h"
 #endif
@@ -36,9 +37,7 @@ struct LoadedPlan {
   }
 };
 
-LoadedPlan* plan_of(PyObject* capsule) {
-  return static_cast<LoadedPlan*>(PyCapsule_GetPointer(capsule, kCapsule));
-}
+LoadedPlan* plan_of(PyObject* capsule) { return static_cast<LoadedPlan*>(PyCapsule_GetPointer(capsule, kCapsule)); }
 
 void delete_plan(PyObject* capsule) { delete plan_of(capsule); }
 

@@ -71,9 +71,9 @@ std::string last_error() {
 
 Status failure() { return Status(StatusCode::kRuntimeError, last_error()); }
 
-#define STROP_TORCH(expression)                                \
-  do {                                                         \
-    if ((expression) != AOTI_TORCH_SUCCESS) return failure();  \
+#define STROP_TORCH(expression)                               \
+  do {                                                        \
+    if ((expression) != AOTI_TORCH_SUCCESS) return failure(); \
   } while (false)
 
 // Owns handles until they are given away.
@@ -226,7 +226,8 @@ void adopt_list(Call& call, StableListHandle list) {
 }
 
 void take_results(Call& call, std::span<const StableIValue> results, std::span<const ForeignType> types) {
-  if (types.size() == 1 && types[0].list) return adopt_list(call, torch::stable::detail::to<StableListHandle>(results[0]));
+  if (types.size() == 1 && types[0].list)
+    return adopt_list(call, torch::stable::detail::to<StableListHandle>(results[0]));
   for (std::size_t i = 0; i < types.size(); ++i) {
     const int out = static_cast<int>(i);
     if (out >= call.outs()) return drop(results.subspan(i), types.subspan(i));
@@ -305,7 +306,8 @@ Status borrow(const Tensor& t, void** handle) {
 Status TorchHost::allocate(DeviceType device, int index, std::size_t bytes, void** data, void** handle) {
   const std::int64_t size = static_cast<std::int64_t>(bytes), stride = 1;
   AtenTensorHandle made = nullptr;
-  STROP_TORCH(aoti_torch_empty_strided(1, &size, &stride, aoti_torch_dtype_uint8(), torch_device(device), index, &made));
+  STROP_TORCH(
+      aoti_torch_empty_strided(1, &size, &stride, aoti_torch_dtype_uint8(), torch_device(device), index, &made));
   *handle = made;
   STROP_TORCH(aoti_torch_get_data_ptr(made, data));
   return {};

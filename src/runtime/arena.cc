@@ -54,8 +54,8 @@ void Arena::release(void* data, std::size_t size) {
     return gap.chunk > chunk || (gap.chunk == chunk && gap.offset > offset);
   });
   const bool joins_next = next != gaps_.end() && next->chunk == chunk && next->offset == offset + size;
-  const bool joins_last = next != gaps_.begin() && (next - 1)->chunk == chunk &&
-                          (next - 1)->offset + (next - 1)->bytes == offset;
+  const bool joins_last =
+      next != gaps_.begin() && (next - 1)->chunk == chunk && (next - 1)->offset + (next - 1)->bytes == offset;
   if (joins_last && joins_next) {
     (next - 1)->bytes += size + next->bytes;
     gaps_.erase(next);

@@ -267,8 +267,7 @@ Value Call::value_of(const Operand& o) const {
 
 bool Call::is_tensor(const Operand& o) const {
   return o.kind == Operand::Kind::kRegister &&
-         (o.reg < static_cast<std::int32_t>(frame_.constants()) ||
-          frame_.value(o.reg).kind == Value::Kind::kTensor);
+         (o.reg < static_cast<std::int32_t>(frame_.constants()) || frame_.value(o.reg).kind == Value::Kind::kTensor);
 }
 
 bool Call::is_none(const Operand& o) const {

@@ -80,7 +80,7 @@ TEST(Plan, IntegersAreThoseOfPython) {
   const struct {
     const char *op, *args;
     std::int64_t wanted;
-  } cases[] = {{"floordiv", "[7, 2]", 3},  {"floordiv", "[-7, 2]", -4}, {"floordiv", "[7, -2]", -4},
+  } cases[] = {{"floordiv", "[7, 2]", 3},   {"floordiv", "[-7, 2]", -4}, {"floordiv", "[7, -2]", -4},
                {"floordiv", "[-8, 2]", -4}, {"mod", "[7, 3]", 1},        {"mod", "[-7, 3]", 2},
                {"mod", "[7, -3]", -2},      {"min", "[2, 3]", 2},        {"max", "[2, 3]", 3},
                {"sub", "[2, 3]", -1},       {"add", "[2, 3]", 5}};
@@ -112,7 +112,8 @@ std::string chain(int length) {
     text += R"({"op": "cpu.add", "args": ["%y)" + last + R"(", "%x"], "out": ["y)" + now + R"("]},)";
   }
   text += R"({"op": "transpose", "args": ["%view", 0, 1], "out": ["back"]},
-      {"op": "cpu.sub", "args": ["%y)" + std::to_string(length - 1) + R"(", "%back"], "out": ["out"]})";
+      {"op": "cpu.sub", "args": ["%y)" +
+          std::to_string(length - 1) + R"(", "%back"], "out": ["out"]})";
   return program(text, R"("%out", "%view")");
 }
 
@@ -272,9 +273,11 @@ TEST(Plan, TextsThatAreWrongSayWhy) {
 // Arguments of other kinds than an operation wants, or too few, are errors of the run.
 TEST(Plan, WrongArgumentsAreErrors) {
   for (const char* instruction :
-       {R"({"op": "transpose", "args": [1, 0, 1], "out": ["y"]})", R"({"op": "transpose", "args": ["%x"], "out": ["y"]})",
-        R"({"op": "transpose", "args": ["%x", "%x", 1], "out": ["y"]})", R"({"op": "size", "args": ["%x", 5], "out": ["y"]})",
-        R"({"op": "unbind", "args": ["%x", 0], "out": ["y"]})", R"({"op": "cast", "args": ["%x", 3], "out": ["y"]})",
+       {R"({"op": "transpose", "args": [1, 0, 1], "out": ["y"]})",
+        R"({"op": "transpose", "args": ["%x"], "out": ["y"]})",
+        R"({"op": "transpose", "args": ["%x", "%x", 1], "out": ["y"]})",
+        R"({"op": "size", "args": ["%x", 5], "out": ["y"]})", R"({"op": "unbind", "args": ["%x", 0], "out": ["y"]})",
+        R"({"op": "cast", "args": ["%x", 3], "out": ["y"]})",
         R"({"op": "strop.linear_act", "args": ["%x", "%x", null, {"str": "sing"}], "out": ["y"]})",
         R"({"op": "strop.layer_norm", "args": ["%x", null, "%x", null, 0.1], "out": ["y"]})",
         R"({"op": "cpu.add", "args": ["%x", "%x"], "out": []})"}) {
@@ -335,7 +338,8 @@ TEST(Plan, HostTimePerInstruction) {
   };
   constexpr int kCount = 200;
   for (const char* instruction :
-       {R"({"op": "size", "args": ["%x", 0], "out": ["y$"]})", R"({"op": "transpose", "args": ["%x", 0, 1], "out": ["y$"]})",
+       {R"({"op": "size", "args": ["%x", 0], "out": ["y$"]})",
+        R"({"op": "transpose", "args": ["%x", 0, 1], "out": ["y$"]})",
         R"({"op": "reshape", "args": ["%x", [4, -1]], "out": ["y$"]})",
         R"({"op": "cpu.add", "args": ["%x", "%x"], "out": ["y$"]})",
         R"({"op": "strop.layer_norm", "args": ["%x", null, null, null, 0.1], "out": ["y$"]})"}) {

@@ -192,9 +192,8 @@ bool copy_on_cpu(const Tensor& to, const Tensor& from) {
     }
   }
   bool done = false;
-  with_type(to.dtype, [&](auto t) {
-    done = with_type(from.dtype, [&](auto f) { cast<decltype(t), decltype(f)>(to, from); });
-  });
+  with_type(to.dtype,
+            [&](auto t) { done = with_type(from.dtype, [&](auto f) { cast<decltype(t), decltype(f)>(to, from); }); });
   return done;
 }
 

@@ -7,8 +7,8 @@
 #include <unordered_map>
 #include <utility>
 
-#include "runtime/pointwise.h"
 #include "runtime/ops.h"
+#include "runtime/pointwise.h"
 
 namespace strop::runtime {
 namespace {
@@ -238,10 +238,14 @@ ForeignType foreign_type_named(std::string_view name) {
     type.optional_items = cut("?");
   }
   static constexpr std::pair<const char*, ForeignType::Base> kNames[] = {
-      {"Tensor", ForeignType::Base::kTensor}, {"int", ForeignType::Base::kInt},
-      {"float", ForeignType::Base::kDouble},  {"bool", ForeignType::Base::kBool},
-      {"str", ForeignType::Base::kString},    {"dtype", ForeignType::Base::kDType},
-      {"device", ForeignType::Base::kDevice}, {"layout", ForeignType::Base::kLayout},
+      {"Tensor", ForeignType::Base::kTensor},
+      {"int", ForeignType::Base::kInt},
+      {"float", ForeignType::Base::kDouble},
+      {"bool", ForeignType::Base::kBool},
+      {"str", ForeignType::Base::kString},
+      {"dtype", ForeignType::Base::kDType},
+      {"device", ForeignType::Base::kDevice},
+      {"layout", ForeignType::Base::kLayout},
       {"memory_format", ForeignType::Base::kMemoryFormat}};
   for (const auto& [known, base] : kNames) {
     if (rest == known) {

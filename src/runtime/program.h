@@ -90,9 +90,9 @@ struct Program {
   std::int32_t first_result() const { return first_scalar() + static_cast<std::int32_t>(scalars.size()); }
 };
 
-DType dtype_named(std::string_view name);                // throws Error for one that is not known
-Activation activation_named(std::string_view name);      // throws Error
-std::unique_ptr<Program> parse(std::string_view text);   // throws Error
-ForeignType foreign_type_named(std::string_view name);   // "Tensor?[]"; throws Error
+DType dtype_named(std::string_view name);               // throws Error for one that is not known
+Activation activation_named(std::string_view name);     // throws Error
+std::unique_ptr<Program> parse(std::string_view text);  // throws Error
+ForeignType foreign_type_named(std::string_view name);  // "Tensor?[]"; throws Error
 
 }  // namespace strop::runtime

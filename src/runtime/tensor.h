@@ -14,7 +14,8 @@ namespace strop::runtime {
 inline constexpr int kMostDimensions = 8;
 inline constexpr std::int32_t kNoBlock = -1;
 
-// What goes wrong inside of the runtime is thrown as this, and is a Status again when it leaves (Plan::load, Plan::run).
+// What goes wrong inside of the runtime is thrown as this, and is a Status again when it leaves (Plan::load,
+// Plan::run).
 class Error : public std::runtime_error {
  public:
   explicit Error(const std::string& message, StatusCode code = StatusCode::kValueError)

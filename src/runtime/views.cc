@@ -20,9 +20,7 @@ void remove(Tensor& t, int dim) {
   --t.rank;
 }
 
-void move(Tensor& t, std::int64_t elements) {
-  t.data = static_cast<char*>(t.data) + elements * dtype_size(t.dtype);
-}
+void move(Tensor& t, std::int64_t elements) { t.data = static_cast<char*>(t.data) + elements * dtype_size(t.dtype); }
 
 }  // namespace
 

@@ -68,7 +68,8 @@ TEST(Views, ResolvesOneOpenSize) {
   EXPECT_THROW(resolved({0, -1}, 0), Error);
 }
 
-// Random chains of views, then a reshape: as a view where there is one, else by a copy; both have the elements in order.
+// Random chains of views, then a reshape: as a view where there is one, else by a copy; both have the elements in
+// order.
 TEST(Views, ReshapesKeepTheOrder) {
   std::mt19937 random(20);
   const auto below = [&](int n) { return static_cast<int>(random() % static_cast<unsigned>(n)); };
@@ -86,11 +87,12 @@ TEST(Views, ReshapesKeepTheOrder) {
           t = t.rank < 6 ? unsqueeze(t, below(t.rank + 1)) : t;
           break;
         case 2:
-          t = t.numel() < 100 && t.rank < 6 ? expand(unsqueeze(t, 0), [&] {
-            Sizes s = t.sizes(), r{2};
-            for (int d = 0; d < s.count; ++d) r.push(s[d]);
-            return r;
-          }())
+          t = t.numel() < 100 && t.rank < 6 ? expand(unsqueeze(t, 0),
+                                                     [&] {
+                                                       Sizes s = t.sizes(), r{2};
+                                                       for (int d = 0; d < s.count; ++d) r.push(s[d]);
+                                                       return r;
+                                                     }())
                                             : t;
           break;
         default:

@@ -41,6 +41,7 @@ class Lowered:
     constants: list[Tensor]
     callables: tuple[Callable[..., Any], ...]
     results: list[Any]  # of the graph: positions among the plan's outputs as Position, else what they are
+    native: frozenset[str]  # nodes that the runtime computes itself
     why_python: list[str] = field(default_factory=list)  # operations that call Python
 
 
@@ -152,6 +153,7 @@ class _Lowering:
         self.instructions: list[dict[str, Any]] = []
         self.tensors: list[Tensor] = []
         self.callables: list[Callable[..., Any]] = []
+        self.native: set[str] = set()
         self.why_python: list[str] = []
         self.pieces: dict[fx.Node, list[str]] = {}  # of nodes with several results: their registers
         self.same: dict[fx.Node, Any] = {}  # nodes that are what another register is
@@ -183,7 +185,8 @@ class _Lowering:
             "instructions": self.instructions,
             "outputs": outputs,
         }
-        return Lowered(json.dumps(program), self.tensors, tuple(self.callables), results, self.why_python)
+        callables, native = tuple(self.callables), frozenset(self.native)
+        return Lowered(json.dumps(program), self.tensors, callables, results, native, self.why_python)
 
     # ---- Nodes
 
@@ -256,6 +259,8 @@ class _Lowering:
         for value in torch.utils._pytree.tree_leaves(value_of(node)):
             if isinstance(value, Tensor):
                 _declared(value)
+        if op not in ("call", "python"):
+            self.native.add(node.name)
         self.instructions.append({"op": op, **more, "args": self.text(args), "out": self.outs(node)})
         return True
 
@@ -626,7 +631,9 @@ def _attention(to: _Lowering, node: fx.Node, a: dict[str, Any]) -> bool:
     mask = _tensor(a["mask"])
     if mask is not None and (mask.dtype not in (torch.bool, torch.float64, *FLOATS) or mask.dim() > 4):
         return False
-    if a["padding"] is not None and (not _has(a["padding"], (torch.bool,)) or (mask is not None and mask.dtype == torch.bool)):
+    if a["padding"] is not None and (
+        not _has(a["padding"], (torch.bool,)) or (mask is not None and mask.dtype == torch.bool)
+    ):
         return False
     bounded = a["window_left"] >= 0 or a["window_right"] >= 0
     if bounded and not (isinstance(a["query_offset"], int) and a["query_offset"] == 0):

@@ -29,6 +29,7 @@ class Plan:
         lowered = lower(module)
         self.module = module  # for calls that PyTorch's dispatcher has to see
         self.text = lowered.text
+        self.native = lowered.native  # names of the graph's nodes that strop computes itself
         self.why_python = lowered.why_python  # operations that call Python, and why
         self._results = lowered.results
         self._plain = all(isinstance(result, Position) for result in self._results)

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from .model import Program, forward_of
 from .patterns import operation, value_of
+from .plan import Plan
 
 # Left to PyTorch without a word, as nothing is computed: another view of the same numbers, or sizes.
 VIEWS = {
@@ -110,6 +111,18 @@ class Report:
         return "".join(parts)
 
 
+def _runs_on(node: fx.Node, plan: Plan | None) -> str:
+    """What computes an operator of strop's."""
+    device = _device(node)
+    name = node.target._schema.name.rpartition("::")[2]  # type: ignore[union-attr]
+    if plan is not None and node.name in plan.native:
+        # The plan has PyTorch multiply, and does in place what stands behind the product.
+        return "PyTorch's product, in place" if name.startswith("linear") else f"its kernel for {device.upper()}"
+    if _has_kernel(node.target, device):  # type: ignore[arg-type]
+        return f"its kernel for {device.upper()}"
+    return "its implementation in PyTorch"
+
+
 def _has_kernel(operator: torch._ops.OpOverload, device: str) -> bool:
     """Whether a kernel has taken the place of the implementation in PyTorch."""
     key = {"cpu": "CPU", "cuda": "CUDA"}.get(device)
@@ -132,12 +145,7 @@ def _lines(program: Program) -> tuple[list[Line], list[Line]]:
             continue
         name = operation(node.target) or str(node.target)
         if isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.name.startswith("aten::"):
-            device = _device(node)
-            where = (
-                f"its kernel for {device.upper()}"
-                if _has_kernel(node.target, device)
-                else "its implementation in PyTorch"
-            )
+            where = _runs_on(node, program.captured.plan)
             replaced[node.target._schema.name, where] += 1
             reasons.setdefault(node.target._schema.name, [])
             if node.name in program.outcome.refused:
@@ -182,6 +190,8 @@ def report(model: nn.Module) -> Report:
         graph = Graph(program.call, program.calls, why_eager=program.why_eager)
         if program.captured is not None:
             graph.replaced, graph.left = _lines(program)
-            graph.notes = program.captured.notes
+            graph.notes = list(program.captured.notes)
+            if program.captured.plan is not None:
+                graph.notes += [f"calls Python: {reason}" for reason in program.captured.plan.why_python]
         found.graphs.append(graph)
     return found
