@@ -3,11 +3,8 @@
 //
 // Each function takes its Python namesake's arguments by position and returns NotImplemented where the dispatcher must
 // see the call (tensor subclasses, active dispatch modes); strop/losses.py then calls torch.ops.strop.
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "module.h"
 
-#undef TORCH_TARGET_VERSION  // its header refuses stable builds for its C++ includes' sake; this one is plain C
-#include <ATen/dlpack.h>
 #include <dlfcn.h>
 
 #include <string>
@@ -32,6 +29,8 @@ const DLPackExchangeAPI* exchange = nullptr;
 PyObject* tensor_type = nullptr;
 PyObject* parameter_type = nullptr;
 PyObject* dispatch_depth = nullptr;  // torch._C._len_torch_dispatch_stack
+
+}  // namespace
 
 DType dtype_of(DLDataType t) {
   if (t.lanes != 1) return DType::kOther;
@@ -68,10 +67,7 @@ PyObject* raise(const Status& status) {
   return nullptr;
 }
 
-enum class Read { kOk, kError, kDispatch };
-
-// Fills `view` from a plain tensor. kDispatch: a tensor that only the dispatcher understands.
-Read read_tensor(PyObject* object, const char* name, TensorView& view) {
+Read read_dltensor(PyObject* object, const char* name, DLTensor& t) {
   PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
   if (type != tensor_type && type != parameter_type) {
     const int is_tensor = PyObject_IsInstance(object, tensor_type);
@@ -83,7 +79,6 @@ Read read_tensor(PyObject* object, const char* name, TensorView& view) {
     }
     return Read::kError;
   }
-  DLTensor t;
   if (exchange->dltensor_from_py_object_no_sync(object, &t) != 0) {
     PyErr_Clear();  // sparse, meta, functorch: not ours to read; the dispatcher says what is wrong with them
     return Read::kDispatch;
@@ -96,6 +91,15 @@ Read read_tensor(PyObject* object, const char* name, TensorView& view) {
     Py_DECREF(negative);
     if (lazy) return Read::kDispatch;
   }
+  return Read::kOk;
+}
+
+namespace {
+
+// Fills `view` from a plain tensor.
+Read read_tensor(PyObject* object, const char* name, TensorView& view) {
+  DLTensor t;
+  if (const Read read = read_dltensor(object, name, t); read != Read::kOk) return read;
   if (t.ndim > kMaxRank) {
     PyErr_Format(PyExc_ValueError, "%s: expected at most %d dimensions, got %d", name, kMaxRank, t.ndim);
     return Read::kError;
@@ -186,7 +190,8 @@ bool read_double(PyObject* object, const char* name, double& value) {
   return false;
 }
 
-// True where a torch dispatch mode (fake tensors, tracing, profiling of operators) is active.
+}  // namespace
+
 bool dispatch_mode_active() {
   PyObject* depth = PyObject_CallObject(dispatch_depth, nullptr);
   if (depth == nullptr) {
@@ -202,6 +207,8 @@ PyObject* not_implemented() {
   Py_INCREF(Py_NotImplemented);
   return Py_NotImplemented;
 }
+
+namespace {
 
 bool is_loss_dtype(DType t) { return t == DType::kFloat32 || t == DType::kFloat16 || t == DType::kBFloat16; }
 
@@ -250,11 +257,57 @@ PyObject* run(const TensorView& like, bool fused, PyObject* in_place, Core&& cor
   return pair;
 }
 
+}  // namespace
+
 bool check_count(const char* name, Py_ssize_t got, Py_ssize_t want) {
   if (got == want) return true;
   PyErr_Format(PyExc_TypeError, "%s takes exactly %zd positional arguments (%zd given)", name, want, got);
   return false;
 }
+
+namespace {
+
+PyObject* attribute(const char* module, const char* name) {
+  PyObject* m = PyImport_ImportModule(module);
+  if (m == nullptr) return nullptr;
+  PyObject* a = PyObject_GetAttrString(m, name);
+  Py_DECREF(m);
+  return a;
+}
+
+// torch._C._aoti.<name>(argument): how AOTInductor's containers exchange tensors with Python.
+PyObject* call_aoti(const char* name, PyObject* argument) {
+  PyObject* module = attribute("torch._C", "_aoti");
+  if (module == nullptr) return nullptr;
+  PyObject* result = PyObject_CallMethod(module, name, "O", argument);
+  Py_DECREF(module);
+  return result;
+}
+
+}  // namespace
+
+PyObject* tensor_from_handle(void* handle) {
+  if (wrap != nullptr) {
+    PyObject* object = wrap(handle);
+    delete_tensor(handle);
+    return object;
+  }
+  PyObject* capsule = PyCapsule_New(handle, nullptr, nullptr);
+  PyObject* object = capsule != nullptr ? call_aoti("alloc_tensor_by_stealing_from_void_ptr", capsule) : nullptr;
+  if (object == nullptr) delete_tensor(handle);
+  Py_XDECREF(capsule);
+  return object;
+}
+
+void* handle_from_tensor(PyObject* tensor) {
+  PyObject* capsule = call_aoti("unsafe_alloc_void_ptr_from_tensor", tensor);
+  if (capsule == nullptr) return nullptr;
+  void* handle = PyCapsule_GetPointer(capsule, nullptr);
+  Py_DECREF(capsule);
+  return handle;
+}
+
+namespace {
 
 using PolicyLoss = Status (*)(const PolicyLossInputs&, const PolicyLossOptions&, const TensorView&, const TensorView&,
                               const Execution&);
@@ -329,6 +382,9 @@ PyMethodDef methods[] = {
     {"bnpo_loss", as_method(&policy_loss<&bnpo_loss, true>), METH_FASTCALL, nullptr},
     {"reverse_kl_fwd", as_method(&reverse_kl_call<false>), METH_FASTCALL, nullptr},
     {"reverse_kl", as_method(&reverse_kl_call<true>), METH_FASTCALL, nullptr},
+    {"plan_load", as_method(&plan_load), METH_FASTCALL, nullptr},
+    {"plan_run", as_method(&plan_run), METH_FASTCALL, nullptr},
+    {"plan_kept_bytes", &plan_kept_bytes, METH_O, nullptr},
     {"build_info", &build_info, METH_NOARGS, "What this file was built with and what it finds, as a dict."},
     {nullptr, nullptr, 0, nullptr},
 };
@@ -344,14 +400,6 @@ PyModuleDef definition = {
     nullptr,
     nullptr,
 };
-
-PyObject* attribute(const char* module, const char* name) {
-  PyObject* m = PyImport_ImportModule(module);
-  if (m == nullptr) return nullptr;
-  PyObject* a = PyObject_GetAttrString(m, name);
-  Py_DECREF(m);
-  return a;
-}
 
 }  // namespace
 

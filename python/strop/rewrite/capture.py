@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 
 from . import masks
 from .patterns import complete, operation, value_of
+from .plan import Plan
 
 aten = torch.ops.aten
 B, L = "B", "L"
@@ -83,9 +84,14 @@ class Captured:
     most: list[tuple[str, int, int]]  # input, dimension, the largest size that the graph allows
     shared: list[tuple[dict[str, Any], str, Tensor]]  # where in the module each parameter and buffer is
     notes: list[str] = field(default_factory=list)
+    plan: Plan | None = None  # what runs in the graph's place
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> Any:
-        return self.result_of(self.module(*self.ordered(tensors)))
+        return self.result_of(self.run(self.ordered(tensors)))
+
+    def run(self, tensors: list[Tensor]) -> Any:
+        """The graph's results, of its inputs in their order."""
+        return (self.plan or self.module)(*tensors)
 
     def ordered(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
         """A call's tensors in the order in which the graph takes them."""

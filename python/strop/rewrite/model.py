@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from . import packed, registry
 from .capture import B, Captured, CaptureError, L, capture, clean, difference, roles
 from .graphs import Graphs, run_as_it_is
+from .plan import Plan, Stale
 from .ragged import Padded, split
 from .registry import Outcome
 
@@ -124,21 +125,27 @@ class Forward:
         if 0 in next(iter(tensors.values())).shape:
             return self._eagerly("an empty input", args, kwargs)
         program.calls += 1
-        with torch.no_grad():
-            tensors = self._converted(tensors)
-            ordered = captured.ordered(tensors)
-            device = ordered[0].device
-            recorded = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-            if program.packed is not None and not recorded:  # to count tokens is to wait, which a recording cannot
-                tokens = packed.locate(program.packed.ragged, tensors)
-                if tokens is not None:
-                    return captured.result_of(program.packed(tokens, ordered))
-                program.padded_calls += 1
-            leaves = None
-            graphs = None if recorded else self._graphs_of(device)
-            if graphs is not None:
-                leaves = run_as_it_is(graphs, program.call, ordered, captured.module)
-            return captured.result_of(leaves if leaves is not None else captured.module(*ordered))
+        try:
+            with torch.no_grad():
+                return self._run(program, captured, self._converted(tensors))
+        except Stale:  # the module was moved or cast: its parameters are the same objects with other contents
+            self.programs.pop(key, None)
+            return self(*args, **kwargs)
+
+    def _run(self, program: Program, captured: Captured, tensors: Mapping[str, Tensor]) -> Any:
+        ordered = captured.ordered(tensors)
+        device = ordered[0].device
+        recorded = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        if program.packed is not None and not recorded:  # to count tokens is to wait, which a recording cannot
+            tokens = packed.locate(program.packed.ragged, tensors)
+            if tokens is not None:
+                return captured.result_of(program.packed(tokens, ordered))
+            program.padded_calls += 1
+        leaves = None
+        graphs = None if recorded else self._graphs_of(device)
+        if graphs is not None:
+            leaves = run_as_it_is(graphs, program.call, ordered, lambda *given: captured.run(list(given)))
+        return captured.result_of(leaves if leaves is not None else captured.run(ordered))
 
     def _graphs_of(self, device: torch.device) -> Graphs | None:
         """The CUDA graphs of a device; None where there are to be none."""
@@ -249,6 +256,7 @@ class Forward:
                 raise CaptureError(f"the captured graph does not do what the module does: {again}")
             captured.notes.append(f"nothing was replaced, as the rewritten graph is not what was captured: {wrong}")
             outcome = Outcome({}, {})
+        _plan(captured, forward, tensors, fixed)
         if self.ragged:
             runner, program.why_padded = _packed(captured, forward, tensors, fixed)
             if runner is not None:
@@ -259,14 +267,34 @@ class Forward:
         program.captured, program.outcome = captured, outcome
 
 
+def _plan(
+    captured: Captured, forward: Callable[..., Any], tensors: Mapping[str, Tensor], fixed: Mapping[str, Any]
+) -> None:
+    """Makes a checked graph a plan, which is checked as well; the graph stays where that does not work."""
+    try:
+        captured.plan = Plan(captured.module)
+        wrong = difference(captured, forward, tensors, fixed)
+    except Exception as error:
+        wrong = str(error)
+    if wrong:
+        captured.plan = None
+        captured.notes.append(f"runs node by node in Python, not as a plan: {wrong}")
+
+
 def _packed(
     captured: Captured, forward: Callable[..., Any], tensors: Mapping[str, Tensor], fixed: Mapping[str, Any]
 ) -> tuple[packed.Runner | None, str]:
     """A captured graph for real tokens alone, or why there is none."""
     try:
-        runner = packed.Runner(split(captured.module.graph, captured.module, captured.roles))
+        ragged = split(captured.module.graph, captured.module, captured.roles)
     except Padded as reason:
         return None, str(reason)
+    try:
+        body: Any = Plan(ragged.body)
+    except Exception as error:
+        body = None
+        captured.notes.append(f"packed tokens run node by node in Python, not as a plan: {error}")
+    runner = packed.Runner(ragged, body)
 
     def call(given: Mapping[str, Tensor]) -> Any:
         tokens = packed.locate(runner.ragged, given)

@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._guards import detect_fake_mode
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from .ops import ops
 from .patterns import aten, is_node, operation, value_of
@@ -281,6 +283,10 @@ class _Splitter:
         self.in_body[node] = self.body.call_function(target, args, kwargs)
         self.layout[node] = layout
 
+    def same(self, node: fx.Node, as_node: fx.Node, layout: Layout) -> None:
+        """Nothing is to be done: in the body a node is what another is."""
+        self.in_body[node], self.layout[node] = self.in_body[as_node], layout
+
     def embedding(self, node: fx.Node, name: str) -> None:
         layout = self.tokens_of(value_of(node))
         if layout is None:
@@ -376,7 +382,7 @@ class _Splitter:
         before = [self.what(s) for s in value_of(x).shape]
         after = [self.what(s) for s in value_of(node).shape]
         if before == after:
-            self.put(node, aten.alias.default, (self.in_body[x],), layout)
+            self.same(node, x, layout)
             return
         front = ["B", "L"] if layout == TOKENS else ["B"] if layout == SEQUENCES else None
         if front is None or after[: len(front)] != front or not all(isinstance(s, int) for s in after[len(front) :]):
@@ -391,7 +397,7 @@ class _Splitter:
         old_inner = layout.inner(rank)
         body_order = [0] + [1 + old_inner.index(order[d]) for d in new.inner(rank)]
         if body_order == list(range(len(body_order))):
-            self.put(node, aten.alias.default, (self.in_body[x],), new)
+            self.same(node, x, new)
         else:
             self.put(node, aten.permute.default, (self.in_body[x], body_order), new)
 
@@ -449,7 +455,7 @@ class _Splitter:
         rank = value_of(x).dim()
         at = self.inner_dim(node, node.args[1])
         if value_of(node).dim() == rank:
-            self.put(node, aten.alias.default, (self.in_body[x],), self.layout[x])
+            self.same(node, x, self.layout[x])
         else:
             self.put(node, node.target, (self.in_body[x], at), self.dropped(self.layout[x], node.args[1] % rank))
 
@@ -537,12 +543,36 @@ def _finish(s: _Splitter) -> Ragged:
         _copy(s.graph, graph, [node for (node, _), b in zip(s.packed, by_size, strict=True) if b == which])
     for graph in (s.before, sized, s.body, s.after):
         graph.lint()
-    modules = {name: fx.GraphModule(s.owner, graph, class_name=name.capitalize()) for name, graph in (
+    modules: dict[str, Any] = {name: fx.GraphModule(s.owner, graph, class_name=name.capitalize()) for name, graph in (
         ("before", s.before), ("sized", sized), ("body", s.body), ("after", s.after))}  # fmt: skip
+    _describe(s, modules["body"])
     return Ragged(
         mask=s.mask, packs=[how for _, how in s.packed], by_size=by_size, rows=rows, ranks=ranks, padded=padded,
         wants_first=s.wants_first, wants_whole=s.wants_whole, **modules,
     )  # fmt: skip
+
+
+def _describe(s: _Splitter, body: fx.GraphModule) -> None:
+    """Gives the body's nodes fake tensors, as the padded graph's have them: as many tokens as there are places."""
+    batch, length = (next(size for node in s.graph.nodes if node.op == "placeholder" for size in value_of(node).shape
+                          if _is(s, size, what)) for what in ("B", "L"))  # fmt: skip
+    mode = detect_fake_mode([value_of(node) for node in s.graph.nodes if node.op == "placeholder"])
+    assert mode is not None
+    inputs: list[Any] = []
+    with mode:
+        for node, how in s.packed:
+            value = value_of(node)
+            outer = [] if how.layout is None else [d for d in how.layout.outer if d >= 0]
+            inner = [size for d, size in enumerate(value.shape) if d not in outer]
+            rows = [] if how.layout is None else [batch if how.layout.l is None else batch * length]
+            inputs.append(torch.empty((*rows, *inner), dtype=value.dtype, device=value.device))
+        device = inputs[0].device
+        inputs += [torch.empty(n, dtype=torch.int32, device=device) for n in (batch + 1, batch)]
+    FakeTensorProp(body, mode).propagate_dont_convert_inputs(*inputs, length)
+
+
+def _is(s: _Splitter, size: Any, what: str) -> bool:
+    return isinstance(size, torch.SymInt) and s.what(size) == what
 
 
 def _by_size(node: fx.Node) -> bool:

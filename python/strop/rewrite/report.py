@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from .model import Program, forward_of
 from .ops import kernel_refuses
 from .patterns import operation, value_of
+from .plan import Plan
 
 # Left to PyTorch without a word, as nothing is computed: another view of the same numbers, or sizes.
 VIEWS = {
@@ -113,11 +114,15 @@ class Report:
         return "".join(parts)
 
 
-def _runs_on(node: fx.Node) -> str:
+def _runs_on(node: fx.Node, plan: Plan | None) -> str:
     """Its kernel, or its implementation in PyTorch and why."""
     device = _device(node)
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), value_of)
     why = kernel_refuses(node.target, device, args, kwargs)
+    name = node.target._schema.name.rpartition("::")[2]  # type: ignore[union-attr]
+    if plan is not None and node.name in plan.native:
+        # The plan has PyTorch multiply, and does in place what stands behind the product.
+        return "PyTorch's product, in place" if name.startswith("linear") else f"its kernel for {device.upper()}"
     return f"its implementation in PyTorch: {why}" if why else f"its kernel for {device.upper()}"
 
 
@@ -137,7 +142,7 @@ def _lines(program: Program) -> tuple[list[Line], list[Line]]:
             continue
         name = operation(node.target) or str(node.target)
         if isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.name.startswith("aten::"):
-            where = _runs_on(node)
+            where = _runs_on(node, program.captured.plan)
             replaced[node.target._schema.name, where] += 1
             reasons.setdefault(node.target._schema.name, [])
             if node.name in program.outcome.refused:
@@ -205,5 +210,7 @@ def report(model: nn.Module) -> Report:
             graph.replaced, graph.left = _lines(program)
             graph.notes = program.captured.notes + _layout_notes(program)
             graph.ragged, graph.padded_calls = program.packed is not None, program.padded_calls
+            if program.captured.plan is not None:
+                graph.notes += [f"calls Python: {reason}" for reason in program.captured.plan.why_python]
         found.graphs.append(graph)
     return found

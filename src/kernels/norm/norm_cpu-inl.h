@@ -100,9 +100,12 @@ HWY_INLINE void load_parameter(const Parameter& v, std::int64_t begin, std::size
 // Rows [first, end).
 inline void norm_rows_of(const Problem& p, std::int64_t first, std::int64_t end) {
   const Float f;
-  // Zeros, so that what follows a row's end in its last vector is a number.
-  HWY_ALIGN float s[kTile + hn::MaxLanes(Float())] = {}, y[kTile + hn::MaxLanes(Float())] = {};
-  HWY_ALIGN float weight[kTile + hn::MaxLanes(Float())] = {}, bias[kTile + hn::MaxLanes(Float())] = {};
+  HWY_ALIGN float s[kTile + hn::MaxLanes(Float())], y[kTile + hn::MaxLanes(Float())];
+  HWY_ALIGN float weight[kTile + hn::MaxLanes(Float())], bias[kTile + hn::MaxLanes(Float())];
+  // Zeros, so that what follows a row's end in its last vector is a number. As far as a row reaches and no further: to
+  // clear all 64 KiB takes longer than a short row.
+  const auto used = static_cast<std::ptrdiff_t>(padded(static_cast<std::size_t>(std::min(kTile, p.n))));
+  for (float* const tile : {s, y, weight, bias}) std::fill(tile, tile + used, 0.0F);
   const double inverse_n = 1.0 / static_cast<double>(p.n);
   const bool one_tile = p.n <= kTile;
   const auto tile_size = [&](std::int64_t begin) { return static_cast<std::size_t>(std::min(kTile, p.n - begin)); };

@@ -1,0 +1,41 @@
+// What module.cc offers to the other files of the extension. All of it wants the GIL.
+#pragma once
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#undef TORCH_TARGET_VERSION  // its header refuses stable builds for its C++ includes' sake; this one is plain C
+#include <ATen/dlpack.h>
+
+#include "strop/status.h"
+#include "strop/tensor_view.h"
+
+namespace strop::binding {
+
+// Sets the Python exception that a status stands for; returns null.
+PyObject* raise(const Status& status);
+bool check_count(const char* name, Py_ssize_t got, Py_ssize_t want);
+PyObject* not_implemented();
+
+// True where a torch dispatch mode (fake tensors, tracing, profiling of operators) is active.
+bool dispatch_mode_active();
+
+DType dtype_of(DLDataType type);
+
+enum class Read { kOk, kError, kDispatch };
+
+// A plain tensor as DLPack has it, valid for as long as the object. kDispatch: one that only the dispatcher
+// understands.
+Read read_dltensor(PyObject* object, const char* name, DLTensor& t);
+
+// The Python object of a tensor; takes over the AtenTensorHandle.
+PyObject* tensor_from_handle(void* handle);
+// A new AtenTensorHandle of a tensor's, or null with an exception.
+void* handle_from_tensor(PyObject* tensor);
+
+// plan.cc
+PyObject* plan_load(PyObject*, PyObject* const* args, Py_ssize_t n);
+PyObject* plan_run(PyObject*, PyObject* const* args, Py_ssize_t n);
+PyObject* plan_kept_bytes(PyObject*, PyObject* plan);
+
+}  // namespace strop::binding

@@ -1,0 +1,51 @@
+"""Plan: a rewritten graph that runs in C++."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from .. import _C
+from .lower import Position, Unsupported, lower
+
+__all__ = ["Plan", "Stale", "Unsupported"]
+
+
+class Stale(RuntimeError):
+    """A parameter has another dtype, device or shape than when the plan was made."""
+
+
+class Plan:
+    """A graph as a program for the runtime: called with tensors as the graph is, it gives a list of the same results.
+
+    It holds the module's own parameters and sees what is written to them. Any number of threads may call it. Results
+    are new tensors, without a gradient.
+    """
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        """Unsupported says why a graph cannot be a plan."""
+        lowered = lower(module)
+        self.module = module  # for calls that PyTorch's dispatcher has to see
+        self.text = lowered.text
+        self.native = lowered.native  # names of the graph's nodes that strop computes itself
+        self.why_python = lowered.why_python  # operations that call Python, and why
+        self._results = lowered.results
+        self._plain = all(isinstance(result, Position) for result in self._results)
+        self._capsule = _C.plan_load(lowered.text, lowered.constants, lowered.callables)
+
+    def __call__(self, *tensors: Tensor) -> list[Any]:
+        outputs = _C.plan_run(self._capsule, tensors)
+        if outputs is None:
+            raise Stale("the parameters are not what they were when the plan was made")
+        if outputs is NotImplemented:
+            with torch.no_grad():
+                return list(self.module(*tensors))
+        if self._plain:
+            return outputs
+        return [outputs[r.index] if isinstance(r, Position) else r for r in self._results]
+
+    def kept_bytes(self) -> int:
+        """Memory on the CPU that is kept for the next call."""
+        return _C.plan_kept_bytes(self._capsule)
