@@ -149,7 +149,11 @@ def test_report_as_text_and_as_a_table() -> None:
     assert "0 captured" in str(strop.report(model))
     model(draw(2, 4, 8), mask=torch.ones(2, 4))
     report = strop.report(model)
-    assert "strop::linear_act" in str(report) and "aten::mul" in str(report) and "no effect" in str(report)
+    assert (
+        "strop::linear_act" in str(report)
+        and "aten::mul" in str(report)
+        and "padding is computed as well" in str(report)
+    )
     assert "batch×length×8" in str(report)
     table = report._repr_html_()
     assert table.count("<tr>") == 1 + len(report.graphs[0].replaced) + len(report.graphs[0].left)

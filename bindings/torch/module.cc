@@ -385,6 +385,8 @@ PyMethodDef methods[] = {
     {"plan_load", as_method(&plan_load), METH_FASTCALL, nullptr},
     {"plan_run", as_method(&plan_run), METH_FASTCALL, nullptr},
     {"plan_kept_bytes", &plan_kept_bytes, METH_O, nullptr},
+    {"weights_load", as_method(&weights_load), METH_FASTCALL, nullptr},
+    {"weights_same", &weights_same, METH_O, nullptr},
     {"build_info", &build_info, METH_NOARGS, "What this file was built with and what it finds, as a dict."},
     {nullptr, nullptr, 0, nullptr},
 };

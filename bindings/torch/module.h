@@ -38,4 +38,8 @@ PyObject* plan_load(PyObject*, PyObject* const* args, Py_ssize_t n);
 PyObject* plan_run(PyObject*, PyObject* const* args, Py_ssize_t n);
 PyObject* plan_kept_bytes(PyObject*, PyObject* plan);
 
+// weights.cc
+PyObject* weights_load(PyObject*, PyObject* const* args, Py_ssize_t n);
+PyObject* weights_same(PyObject*, PyObject* capsule);
+
 }  // namespace strop::binding

@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from . import masks
 from .patterns import complete, operation, value_of
 from .plan import Plan
+from .weights import Place
 
 aten = torch.ops.aten
 B, L = "B", "L"
@@ -82,7 +83,7 @@ class Captured:
     roles: dict[str, Roles]
     result: pytree.TreeSpec
     most: list[tuple[str, int, int]]  # input, dimension, the largest size that the graph allows
-    shared: list[tuple[dict[str, Any], str, Tensor]]  # where in the module each parameter and buffer is
+    shared: list[Place]  # where in the module each parameter and buffer is
     notes: list[str] = field(default_factory=list)
     plan: Plan | None = None  # what runs in the graph's place
 
@@ -100,10 +101,6 @@ class Captured:
     def result_of(self, leaves: Any) -> Any:
         """What the module returns, of the graph's results."""
         return pytree.tree_unflatten(leaves, self.result)
-
-    def still_shared(self) -> bool:
-        """Whether the module has the parameters and buffers that the graph has: they may have been replaced."""
-        return all(where.get(name) is tensor for where, name, tensor in self.shared)
 
 
 class _Call(nn.Module):
@@ -159,7 +156,7 @@ def _own(
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
     attributes: dict[str, Any] = {}
-    shared: list[tuple[dict[str, Any], str, Tensor]] = []
+    shared: list[Place] = []
     inputs = iter(names)
     most = []
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs if hasattr(spec.arg, "name")}

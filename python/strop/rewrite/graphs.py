@@ -49,6 +49,10 @@ class Replay:
     graph: Any  # torch.cuda.CUDAGraph
     inputs: list[Tensor]
     outputs: list[Tensor]
+    held: list[Any] = field(default_factory=list)  # what inputs are known to hold
+
+    def __post_init__(self) -> None:
+        self.held = [None] * (len(self.inputs) + 1)
 
 
 @dataclass

@@ -101,14 +101,14 @@ def _make(
     if attention_mask is None and kind == Kind() and others.get("allow_is_bidirectional_skip", False):
         return None
     seen.made += 1
-    device = torch.device(others.get("device", "cpu"))
+    device = attention_mask.device if attention_mask is not None else torch.device(others.get("device", "cpu"))
     mask = ops.attention_mask(
         attention_mask, batch_size, q_length, kv_length, q_offset, kv_offset, kind.left, kind.right, device=device
     )
     if not additive:
         return mask
     dtype = others.get("dtype", torch.float32)
-    return torch.where(mask, torch.zeros((), device=device, dtype=dtype), torch.finfo(dtype).min)
+    return torch.where(mask, torch.zeros((), device=mask.device, dtype=dtype), torch.finfo(dtype).min)
 
 
 @contextlib.contextmanager

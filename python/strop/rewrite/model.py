@@ -20,14 +20,18 @@ from torch import Tensor, fx, nn
 from . import packed, registry
 from .capture import B, Captured, CaptureError, L, capture, clean, difference, roles
 from .graphs import Graphs, run_as_it_is
+from .merge import merge_linears
 from .plan import Plan, Stale
 from .ragged import Padded, split
 from .registry import Outcome
+from .weights import Weights, places_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MOST_PROGRAMS = 32  # of one model: sizes that are not batch or length make a pattern each, without end
+MOST_KNOWN = 4096
+_SET_UP = ("programs", "known", "graphs_by_device", "eager", "lock", "parameters", "positional", "__signature__")
 _FIXED = (str, int, float, bool, type(None), torch.dtype, torch.device)  # arguments that are part of a call's pattern
 _CONFIG = ("_attn_implementation", "output_attentions", "output_hidden_states", "return_dict", "use_cache")
 
@@ -44,7 +48,7 @@ class Program:
     why_padded: str = ""  # why there is no such
     calls: int = 0
     padded_calls: int = 0  # of these, by the padded graph though there is one for real tokens
-    sources: list[tuple[Tensor, int]] = field(default_factory=list)  # of a copy in another dtype, and their versions
+    weights: Weights | None = None  # what it was made of
 
 
 class Forward:
@@ -68,6 +72,7 @@ class Forward:
             p.name for p in self.parameters.values() if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)
         ]
         self.programs: dict[Any, Program] = {}
+        self.known: dict[Any, Program] = {}  # of calls that look as one before did
         self.graphs_by_device: dict[torch.device, Graphs] = {}
         self.eager: dict[str, int] = {}  # why calls ran the module's own code: how many
         self.lock = threading.RLock()
@@ -87,7 +92,8 @@ class Forward:
 
     def __getattr__(self, name: str) -> Any:
         if (
-            name in ("programs", "graphs_by_device", "eager", "lock", "parameters", "positional", "__signature__")
+            name
+            in ("programs", "known", "graphs_by_device", "eager", "lock", "parameters", "positional", "__signature__")
             and "model" in self.__dict__
         ):
             self._set_up()
@@ -97,6 +103,10 @@ class Forward:
     # ---- Calls ------------------------------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        look = self._look(kwargs) if not args else None
+        known = self.known.get(look) if look is not None else None
+        if known is not None and known.weights is not None and known.weights.same():
+            return self._answer(known, kwargs, args, kwargs)
         given = self._named(args, kwargs)
         if isinstance(given, str):
             return self._eagerly(given, args, kwargs)
@@ -115,6 +125,7 @@ class Forward:
                 if program is None or not self._current(program):
                     for graphs in self.graphs_by_device.values() if program is not None else ():
                         graphs.clear()  # they read weights that are there no more
+                    self.known = {look: kept for look, kept in self.known.items() if kept is not program}
                     program = self.programs[key] = self._compile(tensors, fixed)
         captured = program.captured
         if captured is None:
@@ -124,20 +135,55 @@ class Forward:
                 return self._eagerly(f"size {dim} of {name} is above {limit}", args, kwargs)
         if 0 in next(iter(tensors.values())).shape:
             return self._eagerly("an empty input", args, kwargs)
+        if look is not None:
+            if len(self.known) >= MOST_KNOWN:
+                self.known.clear()
+            self.known[look] = program
+        return self._answer(program, tensors, args, kwargs)
+
+    def _look(self, given: Mapping[str, Any]) -> Any:
+        """All that decides which program a call is for: two calls that look alike have the same. None: not known."""
+        looks: list[Any] = []
+        for name, value in given.items():
+            kind = type(value)
+            if kind is Tensor:
+                looks += (name, value.shape, value.dtype, value.device, value.requires_grad)
+            elif kind in _FIXED:
+                looks += (name, kind, value)
+            else:
+                return None
+        config = getattr(self.model, "config", None)
+        options = config.__dict__ if config is not None else {}
+        device = next((value.device.type for value in given.values() if isinstance(value, Tensor)), "cpu")
+        return (
+            *looks,
+            *[options.get(name) for name in _CONFIG],
+            registry.version(),
+            self.model.training,
+            torch.is_grad_enabled(),
+            torch.is_autocast_enabled(device),
+            torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None,
+        )
+
+    def _answer(self, program: Program, given: Mapping[str, Any], args: Any, kwargs: Any) -> Any:
+        captured = program.captured
+        assert captured is not None
         program.calls += 1
         try:
             with torch.no_grad():
-                return self._run(program, captured, self._converted(tensors))
+                return self._run(program, captured, captured.ordered(given))
         except Stale:  # the module was moved or cast: its parameters are the same objects with other contents
-            self.programs.pop(key, None)
+            self.programs = {key: kept for key, kept in self.programs.items() if kept is not program}
+            self.known = {look: kept for look, kept in self.known.items() if kept is not program}
             return self(*args, **kwargs)
 
-    def _run(self, program: Program, captured: Captured, tensors: Mapping[str, Tensor]) -> Any:
-        ordered = captured.ordered(tensors)
+    def _run(self, program: Program, captured: Captured, ordered: list[Tensor]) -> Any:
+        if self.dtype is not None:
+            ordered = [t.to(self.dtype) if t.is_floating_point() else t for t in ordered]
         device = ordered[0].device
         recorded = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         if program.packed is not None and not recorded:  # to count tokens is to wait, which a recording cannot
-            tokens = packed.locate(program.packed.ragged, tensors)
+            tokens = program.packed.locate(ordered)
             if tokens is not None:
                 return captured.result_of(program.packed(tokens, ordered))
             program.padded_calls += 1
@@ -208,9 +254,7 @@ class Forward:
         )
 
     def _current(self, program: Program) -> bool:
-        if program.captured is not None and not program.captured.still_shared():
-            return False
-        return all(tensor._version == version for tensor, version in program.sources)
+        return program.weights is None or program.weights.same()
 
     def _converted(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         if self.dtype is None:
@@ -237,8 +281,9 @@ class Forward:
 
     def _capture(self, program: Program, tensors: Mapping[str, Tensor], fixed: Mapping[str, Any]) -> None:
         model, forward = self.model, self.original
+        places = places_of(self.model)
         if self.dtype is not None:
-            model, program.sources = _in_dtype(model, self.dtype)
+            model = _in_dtype(model, self.dtype)
             forward = functools.partial(type(model).forward, model)
             tensors = self._converted(tensors)
         captured = capture(model, forward, tensors, fixed)
@@ -246,6 +291,8 @@ class Forward:
         plain = fx.Graph()
         plain.output(plain.graph_copy(captured.module.graph, {}))
         outcome = registry.rewrite(captured.module.graph)
+        if self.dtype is not None:
+            merge_linears(captured.module)
         captured.module.recompile()
         wrong = difference(captured, forward, tensors, fixed)
         if wrong:
@@ -262,8 +309,9 @@ class Forward:
             if runner is not None:
                 runner.graphs = self._graphs_of(next(iter(tensors.values())).device)
             program.packed = runner
-        if self.dtype is not None:  # what has to be there still is the model's own, not the copy's
-            captured.shared = _where(self.model)
+        # What has to be there still is the model's own, whose contents matter where they were copied.
+        copied = self.dtype is not None
+        program.weights = Weights(places if copied else captured.shared, copied)
         program.captured, program.outcome = captured, outcome
 
 
@@ -294,35 +342,26 @@ def _packed(
     except Exception as error:
         body = None
         captured.notes.append(f"packed tokens run node by node in Python, not as a plan: {error}")
-    runner = packed.Runner(ragged, body)
+    runner = packed.Runner(ragged, captured.names, body)
 
     def call(given: Mapping[str, Tensor]) -> Any:
-        tokens = packed.locate(runner.ragged, given)
-        if tokens is None:
-            return captured(given)
-        return captured.result_of(runner(tokens, captured.ordered(given)))
+        ordered = captured.ordered(given)
+        tokens = runner.locate(ordered)
+        return captured(given) if tokens is None else captured.result_of(runner(tokens, ordered))
 
     wrong = difference(captured, forward, tensors, fixed, call, runner.ragged.mask, runner.ragged.padded)
     return (None, f"packed tokens do not give what the padded layout gives: {wrong}") if wrong else (runner, "")
 
 
-def _where(model: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
-    found = []
-    for module in model.modules():
-        for where in (module._parameters, module._buffers):
-            found += [(where, name, tensor) for name, tensor in where.items() if tensor is not None]
-    return found
-
-
-def _in_dtype(model: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, list[tuple[Tensor, int]]]:
-    """A copy of a module in another dtype, and what it was made of."""
+def _in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of a module in another dtype."""
     forward = model.__dict__.pop("forward", None)
     try:
         copied = copy.deepcopy(model).to(dtype)
     finally:
         if forward is not None:
             model.__dict__["forward"] = forward
-    return copied, [(t, t._version) for _, _, t in _where(model)]
+    return copied
 
 
 def _describe(tensors: Mapping[str, Tensor], fixed: Mapping[str, Any]) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
-from .graphs import Graphs, bucket
+from .graphs import Graphs, Replay, bucket
 from .ops import ops
 from .ragged import Layout, Pack, Ragged
 
@@ -58,27 +58,6 @@ class Starts:
 _starts = Starts()
 
 
-def locate(ragged: Ragged, tensors: Mapping[str, Tensor]) -> Tokens | None:
-    """Where a call's real tokens are; None where it needs the padded layout."""
-    first_input = next(iter(tensors.values()))
-    batch, length = first_input.shape[:2]
-    mask = tensors.get(ragged.mask) if ragged.mask is not None else None
-    if mask is not None:
-        if mask.shape[0] != batch:  # one mask for all sequences
-            mask = mask.expand(batch, length)
-        cu, rows, where, summary = ops.token_index(mask)
-        count, longest, without_first, with_holes = summary.tolist()
-        if count == 0 or (without_first and ragged.wants_first) or (with_holes and ragged.wants_whole):
-            return None
-        if count < batch * length:
-            first = cu[:-1]
-            if without_first:  # a sequence without tokens may begin behind the last one
-                first = first.clamp(max=count - 1)
-            return Tokens(batch, length, count, longest, cu, first, rows[:count], where)
-    cu, first = _starts(batch, length, first_input.device)
-    return Tokens(batch, length, batch * length, length, cu, first, None, None)
-
-
 def pack(value: Tensor, how: Pack, tokens: Tokens) -> Tensor:
     """An output of `before` as the body takes it."""
     layout = how.layout
@@ -106,7 +85,7 @@ def unpack(value: Tensor, layout: Layout, tokens: Tokens) -> Tensor:
         return value if layout.b == 0 else value.movedim(0, layout.b)
     if tokens.where is not None:
         value = ops.scatter_rows(value, tokens.where)
-    value = value.unflatten(0, (tokens.batch, tokens.length))
+    value = value.view(tokens.batch, tokens.length, *value.shape[1:])
     return value if (layout.b, layout.l) == (0, 1) else value.movedim((0, 1), (layout.b, layout.l))
 
 
@@ -139,51 +118,100 @@ class Known:
 class Runner:
     """Runs a model's packed graph."""
 
-    def __init__(self, ragged: Ragged, body: Body | None = None, graphs: Graphs | None = None) -> None:
+    def __init__(
+        self, ragged: Ragged, names: Sequence[str], body: Body | None = None, graphs: Graphs | None = None
+    ) -> None:
         self.ragged, self.graphs = ragged, graphs
         self.body = body or ragged.body
         self.known = Known(ragged)
+        self.mask = names.index(ragged.mask) if ragged.mask is not None else None
+        self.before = _as_inputs(ragged.before)
+        self.has_sized = any(ragged.by_size)
+        self.after = _as_inputs(ragged.after)
 
-    def __call__(self, tokens: Tokens, tensors: list[Tensor]) -> Any:
-        """The outputs of a call; `tensors` are the model's inputs, in their order."""
+    def locate(self, tensors: list[Tensor]) -> Tokens | None:
+        """Where a call's real tokens are; None where it needs the padded layout. `tensors` are the model's inputs."""
+        batch, length = tensors[0].shape[:2]
+        if self.mask is not None:
+            mask = tensors[self.mask]
+            if mask.shape[0] != batch:  # one mask for all sequences
+                mask = mask.expand(batch, length)
+            cu, rows, where, summary = ops.token_index(mask)
+            count, longest, without_first, with_holes = summary.tolist()
+            if count == 0 or (without_first and self.ragged.wants_first) or (with_holes and self.ragged.wants_whole):
+                return None
+            if count < batch * length:
+                first = cu[:-1]
+                if without_first:  # a sequence without tokens may begin behind the last one
+                    first = first.clamp(max=count - 1)
+                return Tokens(batch, length, count, longest, cu, first, rows[:count], where)
+        cu, first = _starts(batch, length, tensors[0].device)
+        return Tokens(batch, length, batch * length, length, cu, first, None, None)
+
+    def __call__(self, tokens: Tokens, tensors: list[Tensor]) -> Sequence[Any]:
+        """The outputs of a call."""
         ragged = self.ragged
-        given, sized = iter(ragged.before(*tensors)), iter(self.known(tensors))
-        values = [next(sized) if by_size else next(given) for by_size in ragged.by_size]
+        if self.before is not None:
+            before: Sequence[Tensor] = [tensors[i] for i in self.before]
+        else:
+            before = ragged.before(*tensors)
+        values = before
+        if self.has_sized:
+            given, sized = iter(before), iter(self.known(tensors))
+            values = [next(sized) if by_size else next(given) for by_size in ragged.by_size]
         unpacked = None if self.graphs is None else self._replayed(self.graphs, tokens, values)
         if unpacked is None:
             packed = [pack(v, how, tokens) for v, how in zip(values, ragged.packs, strict=True)]
             rows = self.body(*packed, tokens.cu, tokens.first, tokens.longest)
             unpacked = [unpack(v, layout, tokens) for v, layout in zip(rows, ragged.rows, strict=True)]
+        if self.after is not None:
+            everything = (*tensors, *unpacked)
+            return [everything[i] for i in self.after]
         return ragged.after(*tensors, *unpacked)
 
     # ---- By CUDA graphs ---------------------------------------------------------------------------------------------
 
-    def _replayed(self, graphs: Graphs, tokens: Tokens, values: list[Tensor]) -> list[Tensor] | None:
+    def _replayed(self, graphs: Graphs, tokens: Tokens, values: Sequence[Tensor]) -> list[Tensor] | None:
+        ragged = self.ragged
         sizes = bucket(tokens.count, tokens.batch, tokens.longest)
-        whole = tuple(v.shape for v, how in zip(values, self.ragged.packs, strict=True) if how.layout is None)
+        whole = tuple([v.shape for v, how in zip(values, ragged.packs, strict=True) if how.layout is None])
         with graphs.lock:
             found = graphs.find((self, sizes, whole), lambda: self._make(sizes, values))
             if found is None:
                 return None
             graphs.enter()
-            *own, cu, first = found.inputs
-            for to, value, how in zip(own, values, self.ragged.packs, strict=True):
-                fill(to, value, how, tokens)
-            batch = tokens.batch
-            cu[: batch + 1].copy_(tokens.cu)
-            first[:batch].copy_(tokens.first)
-            if batch < len(first):  # sequences of no token, that begin nowhere
-                cu[batch + 1 :].fill_(tokens.count)
-                first[batch:].zero_()
+            self._fill(found, tokens, values)
             results = []
-            for rows, layout in zip(graphs.replay(found), self.ragged.rows, strict=True):
-                rows = rows[: tokens.batch if layout.l is None else tokens.count]
+            for rows, layout in zip(graphs.replay(found), ragged.rows, strict=True):
+                n = tokens.batch if layout.l is None else tokens.count
+                if len(rows) != n:
+                    rows = rows[:n]
                 if layout.l is None or tokens.where is None:  # else they are copied when they are unpacked
                     rows = rows.clone()
                 results.append(unpack(rows, layout, tokens))
             return results
 
-    def _make(self, sizes: tuple[int, int, int], values: list[Tensor]) -> tuple[list[Tensor], Any]:
+    def _fill(self, found: Replay, tokens: Tokens, values: Sequence[Tensor]) -> None:
+        """Puts a call's tokens where a graph reads them, but for what depends on sizes and is there already."""
+        *own, cu, first = found.inputs
+        dense = tokens.rows is None
+        held = found.held
+        for i, (to, value, how) in enumerate(zip(own, values, self.ragged.packs, strict=True)):
+            sized = dense and self.ragged.by_size[i]
+            if not (sized and held[i] is value):
+                fill(to, value, how, tokens)
+                held[i] = value if sized else None
+        if dense and held[-1] is tokens.cu:
+            return
+        held[-1] = tokens.cu if dense else None
+        batch = tokens.batch
+        cu[: batch + 1].copy_(tokens.cu)
+        first[:batch].copy_(tokens.first)
+        if batch < len(first):  # sequences of no token, that begin nowhere
+            cu[batch + 1 :].fill_(tokens.count)
+            first[batch:].zero_()
+
+    def _make(self, sizes: tuple[int, int, int], values: Sequence[Tensor]) -> tuple[list[Tensor], Any]:
         count, batch, longest = sizes
         inputs = []
         for value, how in zip(values, self.ragged.packs, strict=True):
@@ -197,6 +225,13 @@ class Runner:
         for n in (batch + 1, batch):
             inputs.append(torch.zeros(n, dtype=torch.int32, device=values[0].device))
         return inputs, lambda own: self.body(*own, longest)
+
+
+def _as_inputs(module: fx.GraphModule) -> list[int] | None:
+    """Which of its inputs a graph gives, where it computes nothing; None where it does."""
+    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+    results = next(node for node in module.graph.nodes if node.op == "output").args[0]
+    return [inputs.index(r) for r in results] if all(r in inputs for r in results) else None
 
 
 def fill(to: Tensor, value: Tensor, how: Pack, tokens: Tokens) -> None:

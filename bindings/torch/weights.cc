@@ -1,0 +1,100 @@
+// Whether a module still has the parameters and buffers that something was made of: a look at each, without Python.
+#include <torch/csrc/stable/c/shim.h>
+
+#include <memory>
+#include <vector>
+
+#include "execute.h"
+#include "module.h"
+
+namespace strop::binding {
+namespace {
+
+constexpr const char* kCapsule = "strop.weights";
+
+struct Weight {
+  // Borrowed: strop/rewrite/weights.py holds them, where Python's garbage collector sees them.
+  PyObject *where, *name, *tensor;
+  void* handle;  // of the tensor, owned
+  void* data;
+  long long version;
+};
+
+struct Weights {
+  std::vector<Weight> all;
+  bool contents = false;
+  ~Weights() {
+    for (const Weight& w : all) delete_tensor(w.handle);
+  }
+};
+
+void delete_weights(PyObject* capsule) { delete static_cast<Weights*>(PyCapsule_GetPointer(capsule, kCapsule)); }
+
+void* data_of(const Weight& w) {
+  void* data = nullptr;
+  aoti_torch_get_data_ptr(static_cast<AtenTensorHandle>(w.handle), &data);
+  return data;
+}
+
+// The count of writes to a tensor; -1 with an exception where it cannot be read.
+long long version_of(PyObject* tensor) {
+  static PyObject* const name = PyUnicode_InternFromString("_version");
+  PyObject* const version = PyObject_GetAttr(tensor, name);
+  if (version == nullptr) return -1;
+  const long long value = PyLong_AsLongLong(version);
+  Py_DECREF(version);
+  return value;
+}
+
+}  // namespace
+
+// (a list of (dict, name, tensor), whether contents matter) → a capsule that is good for as long as that list.
+PyObject* weights_load(PyObject*, PyObject* const* args, Py_ssize_t n) {
+  if (!check_count("weights_load", n, 2)) return nullptr;
+  if (!PyList_Check(args[0])) {
+    PyErr_SetString(PyExc_TypeError, "weights_load takes a list of (dict, name, tensor)");
+    return nullptr;
+  }
+  auto weights = std::make_unique<Weights>();
+  weights->contents = PyObject_IsTrue(args[1]) == 1;
+  const Py_ssize_t count = PyList_Size(args[0]);
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyObject* const entry = PyList_GetItem(args[0], i);  // borrowed
+    if (!PyTuple_Check(entry) || PyTuple_Size(entry) != 3 || !PyDict_Check(PyTuple_GetItem(entry, 0))) {
+      PyErr_SetString(PyExc_TypeError, "weights_load takes a list of (dict, name, tensor)");
+      return nullptr;
+    }
+    Weight w = {PyTuple_GetItem(entry, 0), PyTuple_GetItem(entry, 1), PyTuple_GetItem(entry, 2), nullptr, nullptr, 0};
+    w.handle = handle_from_tensor(w.tensor);
+    if (w.handle == nullptr) return nullptr;
+    w.data = data_of(w);
+    w.version = version_of(w.tensor);
+    weights->all.push_back(w);
+    if (w.version < 0) return nullptr;
+  }
+  PyObject* const capsule = PyCapsule_New(weights.get(), kCapsule, &delete_weights);
+  if (capsule != nullptr) static_cast<void>(weights.release());
+  return capsule;
+}
+
+// Whether each tensor is where it was, in the memory in which it was; where contents matter, without having been
+// written to.
+PyObject* weights_same(PyObject*, PyObject* capsule) {
+  const auto* const weights = static_cast<const Weights*>(PyCapsule_GetPointer(capsule, kCapsule));
+  if (weights == nullptr) return nullptr;
+  for (const Weight& w : weights->all) {
+    if (PyDict_GetItemWithError(w.where, w.name) != w.tensor) {
+      if (PyErr_Occurred() != nullptr) return nullptr;
+      Py_RETURN_FALSE;
+    }
+    if (data_of(w) != w.data) Py_RETURN_FALSE;
+    if (weights->contents) {
+      const long long version = version_of(w.tensor);
+      if (version < 0) return nullptr;
+      if (version != w.version) Py_RETURN_FALSE;
+    }
+  }
+  Py_RETURN_TRUE;
+}
+
+}  // namespace strop::binding
