@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -71,6 +72,29 @@ def test_rows_there_and_back(dtype: torch.dtype, rest: tuple[int, ...], device: 
     assert torch.equal(ops.gather_rows(strided, rows.long()), (x + 1)[rows.long()])
     nothing = ops.scatter_rows(packed[:0], torch.full_like(where, -1))
     assert nothing.shape == x.shape and not nothing.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.bool, torch.uint8, torch.float8_e5m2], ids=str)
+def test_rows_of_any_dtype_and_strides(dtype: torch.dtype, device: str) -> None:
+    """By the kernel or, where it does not know the dtype, by PyTorch."""
+    x = (draw(4, 6, 5).abs() * 9).to(device).to(dtype)
+    rows, where = torch.tensor([3, 0, 3], device=device), torch.tensor([1, -1, 0], dtype=torch.int32, device=device)
+    wide = x.to(torch.complex64) if dtype.is_complex else x.double()
+    for view in (lambda t: t, lambda t: t.transpose(1, 2), lambda t: t[:, ::2], lambda t: t.transpose(0, 1),
+                 lambda t: t[:, :, :0], lambda t: t[:, 0, 0], lambda t: t[:, :1].expand(4, 3, 5)):  # fmt: skip
+        taken = ops.gather_rows(view(x), rows)
+        assert taken.is_contiguous() and torch.equal(taken.to(wide.dtype), view(wide)[rows])
+        if dtype != torch.float8_e5m2:  # which torch.cat does not take
+            spread = ops.scatter_rows(view(x), where)
+            assert torch.equal(spread.to(wide.dtype), ops.scatter_rows_plain(view(wide), where))
+    assert ops.gather_rows(x, rows[:0]).shape == (0, 6, 5)
+
+
+def test_token_index_of_strided_masks(device: str) -> None:
+    mask = torch.tensor(MASKS["right padding"], device=device)
+    for seen in (mask.T, mask[:, ::2], mask[:1].expand(3, 4), mask.to(torch.complex64)):
+        for a, b in zip(ops.token_index(seen), ops.token_index(seen.contiguous()), strict=True):
+            assert torch.equal(a, b)
 
 
 def test_no_row_of_a_packed_tensor_reaches_padding(device: str) -> None:
@@ -282,11 +306,33 @@ ATTENTION: dict[str, Callable[[Draw], tuple[str, Args]]] = {
     "packed, nothing": lambda d: ("attention_packed", (*(d(0, 4, 16) for _ in "qkv"), torch.tensor([0, 0]), 0)),
 }  # fmt: skip
 
+POOLING: dict[str, Callable[[Draw], tuple[str, Args]]] = {
+    "padding": lambda d: ("mean_pool", (d(3, 9, 48), bools(3, 9).long())),
+    "bool": lambda d: ("mean_pool", (d(3, 9, 48), bools(3, 9))),
+    "an empty row": lambda d: ("mean_pool", (d(3, 9, 48), empty_row().float())),
+    "long": lambda d: ("mean_pool", (d(2, 700, 40) + 1, bools(2, 700).int())),
+    "weights of its dtype": lambda d: ("mean_pool", (d(3, 9, 33), d(3, 9).abs())),
+    "least": lambda d: ("mean_pool", (d(3, 9, 48), bools(3, 9), 20.0)),
+    "strided": lambda d: ("mean_pool", (d(9, 3, 64).transpose(0, 1)[..., ::2], bools(9, 3).T)),
+    "one mask for all": lambda d: ("mean_pool", (d(3, 9, 48), bools(1, 9).expand(3, 9))),
+    "no tokens": lambda d: ("mean_pool", (d(3, 0, 48), bools(3, 0))),
+    "nothing": lambda d: ("mean_pool", (d(0, 9, 48), bools(0, 9))),
+    "a mask that is broadcast": lambda d: ("mean_pool", (d(3, 9, 48), bools(1, 9))),
+    "no elements": lambda d: ("mean_pool", (d(3, 9, 0), bools(3, 9))),
+    "packed": lambda d: ("mean_pool_packed", (d(17, 48), torch.tensor([0, 4, 4, 15]).int())),
+    "packed, long numbers": lambda d: ("mean_pool_packed", (d(900, 33), torch.tensor([0, 800, 900]))),
+    "packed, strided": lambda d: ("mean_pool_packed", (d(48, 17).T, torch.arange(8).int()[::2])),
+    "packed, least": lambda d: ("mean_pool_packed", (d(17, 48), torch.tensor([0, 4, 4, 15]).int(), 9.0)),
+    "packed, nothing": lambda d: ("mean_pool_packed", (d(0, 48), torch.tensor([0, 0]).int())),
+    "packed, no sequence": lambda d: ("mean_pool_packed", (d(0, 48), torch.tensor([0]).int())),
+}  # fmt: skip
+
 CASES = {
     f"{family}: {name}": case
-    for family, cases in (("norm", NORMS), ("embed", EMBEDDINGS), ("rotary", ROTARY), ("attention", ATTENTION))
+    for family, cases in (("norm", NORMS), ("embed", EMBEDDINGS), ("rotary", ROTARY), ("attention", ATTENTION),
+                          ("pool", POOLING))
     for name, case in cases.items()
-}
+}  # fmt: skip
 
 
 # What the kernels leave to PyTorch.
@@ -296,6 +342,8 @@ HANDED_ON = {
     "attention: odd heads",
     "attention: values of another size",
     "attention: packed, odd heads",
+    "pool: a mask that is broadcast",
+    "pool: no elements",
 }
 
 
@@ -362,6 +410,17 @@ def attention_bounds(args: dict[str, Any], device: str, dtype: torch.dtype) -> l
     return [(2 * (size + 2) * score + keys + 8 + rounding) * v.abs().max()]
 
 
+def pool_bounds(args: dict[str, Any], packed: bool) -> Tensor:
+    """In units of float32: an addition a token above and one below, each weight's rounding and product, a division, of
+    the sum of magnitudes."""
+    x, least = args["x"].abs(), args["least"]
+    if packed:
+        return (args["cu"].diff().max() + 4 if len(args["cu"]) > 1 else 0) * ops.mean_pool_packed_plain(
+            x, args["cu"], least
+        )
+    return (2 * x.shape[1] + 4) * ops.mean_pool_plain(x, args["mask"].double().abs(), least)
+
+
 def bounds(operator: str, args: Args, device: str, dtype: torch.dtype) -> list[Tensor]:
     """What each result may be off by, before it is rounded, in units of float32."""
     schema = getattr(ops, operator).default._schema.arguments
@@ -372,6 +431,8 @@ def bounds(operator: str, args: Args, device: str, dtype: torch.dtype) -> list[T
     if operator == "rotary":  # two products and a sum
         x, cos, sin = wide["x"].abs(), wide["cos"].abs(), wide["sin"].abs()
         return [2 * (x * cos + x.roll(x.shape[-1] // 2, -1) * sin)]
+    if operator.startswith("mean_pool"):
+        return [pool_bounds(wide, operator.endswith("packed"))]
     if operator == "embed_norm":
         found = [t.double()[i] for t, i in zip(given["tables"], given["ids"], strict=True)]
     else:
@@ -415,14 +476,14 @@ def rms(x: Tensor) -> float:
 def test_cases_reach_kernels() -> None:
     """Were all calls handed on to PyTorch, the test above would see no difference to it."""
     differ = set()
-    for case in CASES:
-        operator, args = made(case, "cpu", torch.bfloat16)
+    for case, dtype in itertools.product(CASES, (torch.bfloat16, torch.float32)):
+        operator, args = made(case, "cpu", dtype)
         same = zip(called(operator, args), called(f"{operator}_plain", args), strict=True)
         if not all(torch.equal(a, b) for a, b in same):
             assert case not in HANDED_ON
             differ.add(operator)
     assert differ == {"layer_norm", "add_layer_norm", "rms_norm", "add_rms_norm", "embed_norm", "rotary", "attention",
-                      "attention_packed"}  # fmt: skip
+                      "attention_packed", "mean_pool", "mean_pool_packed"}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -489,6 +550,22 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: ops.embed_norm([draw(5, 8).float()], [torch.tensor([1, 5])], None, None, 1e-5),
         r"ValueError: ids\[0\]: expected ids from 0 to 4",
     ),
+    "mask's rank": (lambda: ops.token_index(torch.ones(4)), "ValueError: mask: expected shape"),
+    "row": (
+        lambda: ops.gather_rows(draw(3, 8), torch.tensor([0, 3])),
+        "ValueError: rows: expected numbers from 0 to 2, the rows of x, got 3 at 1",
+    ),
+    "row, negative": (lambda: ops.gather_rows(draw(3), torch.tensor([0, -1])), "ValueError: rows: expected numbers"),
+    "place": (
+        lambda: ops.scatter_rows(draw(3, 2, 4).bfloat16(), torch.tensor([-1, 3]).int()),
+        "ValueError: where: expected numbers below 3",
+    ),
+    "rows' dtype": (lambda: ops.gather_rows(draw(3, 8), torch.ones(2)), "TypeError: rows: expected int32 or int64"),
+    "ends": (
+        lambda: ops.mean_pool_packed(draw(3, 8).float(), torch.tensor([0, 4])),
+        "ValueError: cu: expected numbers that do not decrease",
+    ),
+    "least": (lambda: ops.mean_pool(draw(1, 3, 8).float(), torch.ones(1, 3), -1.0), "ValueError: least"),
     "PyTorch's own": (lambda: ops.rotary(draw(3, 7).double(), draw(5).double(), draw(5).double()), "RuntimeError"),
 }  # fmt: skip
 
@@ -501,7 +578,7 @@ def test_bad_input(what: str) -> None:
 
 
 def test_results_do_not_depend_on_what_shares_the_batch(device: str) -> None:
-    for case in ("attention: padding", "norm: layer_norm", "rotary: own positions"):
+    for case in ("attention: padding", "norm: layer_norm", "rotary: own positions", "pool: long"):
         operator, args = made(case, device, torch.float32)
         whole = getattr(ops, operator)(*args)
         alone = pytree.tree_map_only(Tensor, lambda t: t[1:2] if t.dim() > 1 else t, args)
@@ -516,6 +593,12 @@ REFUSED = [
     ("attention: odd heads", torch.float32, "heads of 12"),
     ("attention: values of another size", torch.float32, "one head size"),
     ("attention: packed, odd heads", torch.float16, "heads of 12"),
+    ("pool: padding", torch.bfloat16, ""),
+    ("pool: padding", torch.float64, "float64"),
+    ("pool: a mask that is broadcast", torch.float32, "one weight a token"),
+    ("pool: no elements", torch.float32, "no element"),
+    ("pool: packed", torch.float16, ""),
+    ("pool: packed", torch.float64, "float64"),
 ]
 
 
@@ -526,4 +609,14 @@ def test_what_the_report_says_of_a_kernel(case: str, dtype: torch.dtype, why: st
     assert why in told and bool(why) == bool(told)
     own = [torch.equal(a, b) for a, b in zip(called(operator, args), called(f"{operator}_plain", args), strict=True)]
     assert all(own) or not told  # what it refuses is PyTorch's to the last bit
-    assert "no kernel for CPU" in kernel_refuses(ops.mean_pool.default, "cpu", (), {})
+    assert "no kernel for CPU" in kernel_refuses(ops.attention_mask.default, "cpu", (), {})
+
+
+def test_what_the_report_says_of_packing() -> None:
+    rows = torch.tensor([0, 1])
+    for operator in (ops.gather_rows.default, ops.scatter_rows.default):
+        assert not kernel_refuses(operator, "cpu", (draw(3, 8), rows), {})
+        assert "complex64" in kernel_refuses(operator, "cpu", (draw(3, 8).to(torch.complex64), rows), {})
+        assert "no element" in kernel_refuses(operator, "cpu", (draw(3, 0), rows), {})
+    assert not kernel_refuses(ops.token_index.default, "cpu", (draw(3, 8) > 0,), {})
+    assert "complex128" in kernel_refuses(ops.token_index.default, "cpu", (draw(3, 8).to(torch.complex128),), {})

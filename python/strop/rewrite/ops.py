@@ -37,6 +37,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_SIZED = {
+    *_FLOATS, torch.float64, torch.bool, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16,
+    torch.uint32, torch.uint64,
+}  # fmt: skip
 _refusals: dict[str, Callable[..., str]] = {}  # of operators with a kernel: why it leaves a call to PyTorch, or ""
 
 
@@ -59,6 +63,14 @@ def _refuses_dtypes(*args: Any, **kwargs: Any) -> str:
         if isinstance(t, Tensor) and t.is_floating_point() and t.dtype not in _FLOATS:
             return f"the kernel does not take {str(t.dtype).removeprefix('torch.')}"
     return ""
+
+
+def _refuses_sizes(x: Tensor, *_: Any, **__: Any) -> str:
+    return "" if x.dtype in _SIZED else f"the kernel does not take {str(x.dtype).removeprefix('torch.')}"
+
+
+def _refuses_rows(x: Tensor, *_: Any, **__: Any) -> str:
+    return "the kernel does not take rows of no element" if 0 in x.shape[1:] else _refuses_sizes(x)
 
 
 def _define(
@@ -415,11 +427,23 @@ def embed_norm(
     return F.layer_norm(s, s.shape[-1:], weight, bias, eps)
 
 
+def _refuses_pooling(x: Tensor, *_: Any, **__: Any) -> str:
+    if x.shape[-1] == 0:
+        return "the kernel does not take tokens of no element"
+    return _refuses_dtypes(x)
+
+
+def _refuses_mean_pool(x: Tensor, mask: Tensor, *_: Any, **__: Any) -> str:
+    if mask.shape != x.shape[:2]:
+        return "the kernel takes one weight a token"
+    return _refuses_pooling(x) or _refuses_sizes(mask)
+
+
 def _fake_mean_pool(x: Tensor, *_: Any, **__: Any) -> Tensor:
     return x.new_empty((x.shape[0], x.shape[2]))
 
 
-@_define("mean_pool(Tensor x, Tensor mask, float least=1e-09) -> Tensor", _fake_mean_pool)
+@_define("mean_pool(Tensor x, Tensor mask, float least=1e-09) -> Tensor", _fake_mean_pool, _refuses_mean_pool)
 def mean_pool(x: Tensor, mask: Tensor, least: float = 1e-9) -> Tensor:
     """Σ x · mask / max(Σ mask, least) over the tokens, (batch, n).
 
@@ -441,7 +465,11 @@ def _fake_token_index(mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return cu, rows, where, summary
 
 
-@_define("token_index(Tensor mask) -> (Tensor cu, Tensor rows, Tensor where, Tensor summary)", _fake_token_index)
+@_define(
+    "token_index(Tensor mask) -> (Tensor cu, Tensor rows, Tensor where, Tensor summary)",
+    _fake_token_index,
+    _refuses_sizes,
+)
 def token_index(mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Where the real tokens of a padded batch are, sequence after sequence: what packing and unpacking need.
 
@@ -470,13 +498,13 @@ def _fake_rows(x: Tensor, index: Tensor) -> Tensor:
     return x.new_empty((index.shape[0], *x.shape[1:]))
 
 
-@_define("gather_rows(Tensor x, Tensor rows) -> Tensor", _fake_rows)
+@_define("gather_rows(Tensor x, Tensor rows) -> Tensor", _fake_rows, _refuses_rows)
 def gather_rows(x: Tensor, rows: Tensor) -> Tensor:
     """x[rows], (T, …): x is (N, …), rows (T) of int32 or int64 from 0 to N − 1."""
     return x.index_select(0, rows)
 
 
-@_define("scatter_rows(Tensor x, Tensor where) -> Tensor", _fake_rows)
+@_define("scatter_rows(Tensor x, Tensor where) -> Tensor", _fake_rows, _refuses_rows)
 def scatter_rows(x: Tensor, where: Tensor) -> Tensor:
     """x[where], and 0 where that is negative, (N, …): x is (T, …), where (N) of int32 or int64 below T.
 
@@ -490,7 +518,7 @@ def _fake_mean_pool_packed(x: Tensor, cu: Tensor, least: float = 1e-9) -> Tensor
     return x.new_empty((cu.shape[0] - 1, x.shape[1]))
 
 
-@_define("mean_pool_packed(Tensor x, Tensor cu, float least=1e-09) -> Tensor", _fake_mean_pool_packed)
+@_define("mean_pool_packed(Tensor x, Tensor cu, float least=1e-09) -> Tensor", _fake_mean_pool_packed, _refuses_pooling)
 def mean_pool_packed(x: Tensor, cu: Tensor, least: float = 1e-9) -> Tensor:
     """Σ x / max(number, least) over the rows of each sequence, (batch, n); 0 for an empty one.
 
