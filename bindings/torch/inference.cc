@@ -92,12 +92,12 @@ TensorView rows_of(const Tensor& t, Tensor& keep) {
   return view;
 }
 
-Tensor reinterpreted(const Tensor& t, const std::vector<std::int64_t>& sizes,
-                     const std::vector<std::int64_t>& strides) {
+Tensor reinterpreted(const Tensor& t, const std::vector<std::int64_t>& sizes, const std::vector<std::int64_t>& strides,
+                     std::int64_t offset) {
   AtenTensorHandle made = nullptr;
-  // The offset is from where t begins.
-  if (aoti_torch__reinterpret_tensor(t.get(), static_cast<std::int64_t>(sizes.size()), sizes.data(), strides.data(), 0,
-                                     &made) != AOTI_TORCH_SUCCESS) {
+  // The offset is from where t begins in its storage.
+  if (aoti_torch__reinterpret_tensor(t.get(), static_cast<std::int64_t>(sizes.size()), sizes.data(), strides.data(),
+                                     offset, &made) != AOTI_TORCH_SUCCESS) {
     check(Status(StatusCode::kRuntimeError, "PyTorch made no view of a tensor"));
   }
   return Tensor(made);

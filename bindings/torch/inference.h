@@ -77,8 +77,9 @@ void push(TensorView& view, const Extent& dim);
 // (…, n) as (R, n): of the tensor itself where its strides allow it, and else of a copy that `keep` holds.
 TensorView rows_of(const Tensor& t, Tensor& keep);
 
-// Another view of a tensor's memory, from its first element on.
-Tensor reinterpreted(const Tensor& t, const std::vector<std::int64_t>& sizes, const std::vector<std::int64_t>& strides);
+// Another view of a tensor's memory, from its element `offset` on.
+Tensor reinterpreted(const Tensor& t, const std::vector<std::int64_t>& sizes, const std::vector<std::int64_t>& strides,
+                     std::int64_t offset = 0);
 
 // ---- New tensors ----------------------------------------------------------------------------------------------------
 

@@ -274,6 +274,12 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 # ---- Linear ---------------------------------------------------------------------------------------------------------
 
 
+def _refuses_linear(x: Tensor, weight: Tensor, *more: Any, **kwargs: Any) -> str:
+    if 0 in weight.shape:
+        return "the kernel does not take weights of no element"
+    return _refuses_dtypes(x, weight, *more, **kwargs)
+
+
 def _fake_linear_act(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
@@ -281,6 +287,7 @@ def _fake_linear_act(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> Tensor:
 @_define(
     'linear_act(Tensor x, Tensor weight, Tensor? bias=None, str activation="none", Tensor? residual=None) -> Tensor',
     _fake_linear_act,
+    _refuses_linear,
 )
 def linear_act(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none", residual: Tensor | None = None
@@ -301,6 +308,7 @@ def _fake_gated(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> Tensor:
 @_define(
     'linear_gated(Tensor x, Tensor weight, Tensor? bias=None, str activation="silu") -> Tensor',
     _fake_gated,
+    _refuses_linear,
 )
 def linear_gated(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "silu") -> Tensor:
     """activation(a) · b, (…, n), where (a, b) = x weightᵀ + bias are the first and the second n columns.
@@ -319,6 +327,7 @@ def _fake_gated_pair(x: Tensor, gate: Tensor, *_: Any, **__: Any) -> Tensor:
     "linear_gated_pair(Tensor x, Tensor gate_weight, Tensor? gate_bias, Tensor up_weight, Tensor? up_bias, "
     'str activation="silu") -> Tensor',
     _fake_gated_pair,
+    _refuses_linear,
 )
 def linear_gated_pair(
     x: Tensor,
