@@ -1,7 +1,7 @@
 # _C_hub_cpu and, with CUDA, _C_hub_cuda: the Python module once more for the Hugging Face Hub, built on demand
 # (tools/assemble_hub). The Hub loads versions of a kernel side by side, so the module and the namespace of its
 # operators are both called _strop_<backend>_<id>. The one for the CPU has no CUDA in it, which makes it small. Neither
-# has the operators of rewritten models (inference_ops.cc), as the Hub's copy has the losses alone.
+# has the operators of rewritten models (inference*.cc), as the Hub's copy has the losses alone.
 
 set(STROP_HUB_ID "" CACHE STRING "What tells this version of the sources from others; without it nothing is built")
 mark_as_advanced(STROP_HUB_ID)
@@ -10,7 +10,7 @@ if(NOT STROP_HUB_ID)
 endif()
 
 set(strop_hub_sources ${strop_binding_sources})
-list(FILTER strop_hub_sources EXCLUDE REGEX "/inference_ops\\.cc$")
+list(FILTER strop_hub_sources EXCLUDE REGEX "/inference[^/]*$")
 
 function(strop_hub_module backend)
   set(target _C_hub_${backend})

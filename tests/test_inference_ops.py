@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torch.utils._pytree as pytree
 from strop.rewrite.ops import kernel_refuses, ops
 from support.cases import generator
@@ -71,6 +73,29 @@ def test_rows_there_and_back(dtype: torch.dtype, rest: tuple[int, ...], device: 
     assert torch.equal(ops.gather_rows(strided, rows.long()), (x + 1)[rows.long()])
     nothing = ops.scatter_rows(packed[:0], torch.full_like(where, -1))
     assert nothing.shape == x.shape and not nothing.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.bool, torch.uint8, torch.float8_e5m2], ids=str)
+def test_rows_of_any_dtype_and_strides(dtype: torch.dtype, device: str) -> None:
+    """By the kernel or, where it does not know the dtype, by PyTorch."""
+    x = (draw(4, 6, 5).abs() * 9).to(device).to(dtype)
+    rows, where = torch.tensor([3, 0, 3], device=device), torch.tensor([1, -1, 0], dtype=torch.int32, device=device)
+    wide = x.to(torch.complex64) if dtype.is_complex else x.double()
+    for view in (lambda t: t, lambda t: t.transpose(1, 2), lambda t: t[:, ::2], lambda t: t.transpose(0, 1),
+                 lambda t: t[:, :, :0], lambda t: t[:, 0, 0], lambda t: t[:, :1].expand(4, 3, 5)):  # fmt: skip
+        taken = ops.gather_rows(view(x), rows)
+        assert taken.is_contiguous() and torch.equal(taken.to(wide.dtype), view(wide)[rows])
+        if dtype != torch.float8_e5m2:  # which torch.cat does not take
+            spread = ops.scatter_rows(view(x), where)
+            assert torch.equal(spread.to(wide.dtype), ops.scatter_rows_plain(view(wide), where))
+    assert ops.gather_rows(x, rows[:0]).shape == (0, 6, 5)
+
+
+def test_token_index_of_strided_masks(device: str) -> None:
+    mask = torch.tensor(MASKS["right padding"], device=device)
+    for seen in (mask.T, mask[:, ::2], mask[:1].expand(3, 4), mask.to(torch.complex64)):
+        for a, b in zip(ops.token_index(seen), ops.token_index(seen.contiguous()), strict=True):
+            assert torch.equal(a, b)
 
 
 def test_no_row_of_a_packed_tensor_reaches_padding(device: str) -> None:
@@ -282,11 +307,74 @@ ATTENTION: dict[str, Callable[[Draw], tuple[str, Args]]] = {
     "packed, nothing": lambda d: ("attention_packed", (*(d(0, 4, 16) for _ in "qkv"), torch.tensor([0, 0]), 0)),
 }  # fmt: skip
 
+POOLING: dict[str, Callable[[Draw], tuple[str, Args]]] = {
+    "padding": lambda d: ("mean_pool", (d(3, 9, 48), bools(3, 9).long())),
+    "bool": lambda d: ("mean_pool", (d(3, 9, 48), bools(3, 9))),
+    "an empty row": lambda d: ("mean_pool", (d(3, 9, 48), empty_row().float())),
+    "long": lambda d: ("mean_pool", (d(2, 700, 40) + 1, bools(2, 700).int())),
+    "weights of its dtype": lambda d: ("mean_pool", (d(3, 9, 33), d(3, 9).abs())),
+    "least": lambda d: ("mean_pool", (d(3, 9, 48), bools(3, 9), 20.0)),
+    "strided": lambda d: ("mean_pool", (d(9, 3, 64).transpose(0, 1)[..., ::2], bools(9, 3).T)),
+    "one mask for all": lambda d: ("mean_pool", (d(3, 9, 48), bools(1, 9).expand(3, 9))),
+    "no tokens": lambda d: ("mean_pool", (d(3, 0, 48), bools(3, 0))),
+    "nothing": lambda d: ("mean_pool", (d(0, 9, 48), bools(0, 9))),
+    "a mask that is broadcast": lambda d: ("mean_pool", (d(3, 9, 48), bools(1, 9))),
+    "no elements": lambda d: ("mean_pool", (d(3, 9, 0), bools(3, 9))),
+    "packed": lambda d: ("mean_pool_packed", (d(17, 48), torch.tensor([0, 4, 4, 15]).int())),
+    "packed, long numbers": lambda d: ("mean_pool_packed", (d(900, 33), torch.tensor([0, 800, 900]))),
+    "packed, strided": lambda d: ("mean_pool_packed", (d(48, 17).T, torch.arange(8).int()[::2])),
+    "packed, least": lambda d: ("mean_pool_packed", (d(17, 48), torch.tensor([0, 4, 4, 15]).int(), 9.0)),
+    "packed, nothing": lambda d: ("mean_pool_packed", (d(0, 48), torch.tensor([0, 0]).int())),
+    "packed, no sequence": lambda d: ("mean_pool_packed", (d(0, 48), torch.tensor([0]).int())),
+}  # fmt: skip
+
+LINEAR: dict[str, Callable[[Draw], tuple[str, Args]]] = {
+    "one product": lambda d: ("linear_act", (d(3, 5, 48), d(40, 48), d(40))),
+    "one product, no bias": lambda d: ("linear_act", (d(3, 5, 48), d(40, 48))),
+    "many rows": lambda d: ("linear_act", (d(2, 65, 48), d(40, 48), d(40), "gelu", d(2, 65, 40))),
+    **{
+        activation: lambda d, a=activation: ("linear_act", (d(3, 5, 48), d(40, 48) / 4, d(40), a))
+        for activation in ("relu", "gelu", "gelu_tanh", "silu", "tanh")
+    },
+    "residual": lambda d: ("linear_act", (d(3, 5, 48), d(40, 48), d(40), "none", d(3, 5, 40))),
+    "residual, activated, no bias": lambda d: ("linear_act", (d(3, 5, 48), d(40, 48), None, "silu", d(3, 5, 40))),
+    "residual, strided": lambda d: (
+        "linear_act", (d(3, 5, 48), d(40, 48), d(40), "none", d(5, 3, 40).transpose(0, 1))),
+    "residual, one for all": lambda d: (
+        "linear_act", (d(3, 5, 48), d(40, 48), d(40), "none", d(1, 5, 40).expand(3, 5, 40))),
+    "odd": lambda d: ("linear_act", (d(7, 33), d(5, 33), d(5), "tanh", d(7, 5))),
+    "a vector": lambda d: ("linear_act", (d(48), d(40, 48), d(40), "gelu", d(40))),
+    "first token": lambda d: ("linear_act", (d(4, 7, 48)[:, 0], d(40, 48), d(40), "tanh")),
+    "transposed": lambda d: ("linear_act", (d(5, 3, 48).transpose(0, 1), d(40, 48), d(40), "relu")),
+    "columns": lambda d: ("linear_act", (d(48, 6).T, d(48, 40).T, d(80)[::2], "gelu", d(40, 6).T)),
+    "every second column": lambda d: ("linear_act", (d(2, 3, 96)[..., ::2], d(40, 96)[:, ::2], d(40), "silu")),
+    "one row for all": lambda d: ("linear_act", (d(1, 48).expand(9, 48), d(40, 48), d(40), "silu")),
+    "five dimensions": lambda d: ("linear_act", (d(2, 3, 2, 2, 16), d(8, 16), d(8), "gelu")),
+    "one row": lambda d: ("linear_act", (d(1, 1, 48), d(40, 48), d(40), "gelu")),
+    "nothing": lambda d: ("linear_act", (d(0, 5, 48), d(40, 48), d(40), "gelu")),
+    "no columns": lambda d: ("linear_act", (d(3, 5, 48), d(0, 48), d(0), "gelu")),
+    "nothing to sum": lambda d: ("linear_act", (d(3, 5, 0), d(40, 0), d(40), "gelu")),
+    "residual that is broadcast": lambda d: ("linear_act", (d(3, 5, 48), d(40, 48), d(40), "none", d(40))),
+    "gated": lambda d: ("linear_gated", (d(3, 5, 48), d(80, 48) / 4, d(80))),
+    "gated, gelu, no bias": lambda d: ("linear_gated", (d(3, 5, 48), d(80, 48) / 4, None, "gelu")),
+    "gated, many rows": lambda d: ("linear_gated", (d(70, 48), d(66, 48) / 4, d(66), "gelu_tanh")),
+    "gated, a vector": lambda d: ("linear_gated", (d(48), d(80, 48), d(80))),
+    "gated, strided": lambda d: ("linear_gated", (d(5, 3, 48).transpose(0, 1), d(48, 80).T, d(80), "none")),
+    "gated, nothing": lambda d: ("linear_gated", (d(0, 48), d(80, 48), d(80))),
+    "pair": lambda d: ("linear_gated_pair", (d(3, 5, 48), d(40, 48) / 4, None, d(40, 48), None)),
+    "pair, biases": lambda d: ("linear_gated_pair", (d(3, 5, 48), d(40, 48) / 4, d(40), d(40, 48), d(40), "gelu")),
+    "pair, one bias": lambda d: ("linear_gated_pair", (d(3, 5, 48), d(33, 48) / 4, None, d(33, 48), d(33), "relu")),
+    "pair, many rows": lambda d: ("linear_gated_pair", (d(70, 48), d(40, 48) / 4, d(40), d(40, 48), None)),
+    "pair, strided": lambda d: ("linear_gated_pair", (d(4, 7, 48)[:, 0], d(48, 40).T, None, d(80, 48)[::2], None)),
+    "pair, nothing": lambda d: ("linear_gated_pair", (d(2, 0, 48), d(40, 48), d(40), d(40, 48), d(40))),
+}  # fmt: skip
+
 CASES = {
     f"{family}: {name}": case
-    for family, cases in (("norm", NORMS), ("embed", EMBEDDINGS), ("rotary", ROTARY), ("attention", ATTENTION))
+    for family, cases in (("norm", NORMS), ("embed", EMBEDDINGS), ("rotary", ROTARY), ("attention", ATTENTION),
+                          ("pool", POOLING), ("linear", LINEAR))
     for name, case in cases.items()
-}
+}  # fmt: skip
 
 
 # What the kernels leave to PyTorch.
@@ -296,6 +384,11 @@ HANDED_ON = {
     "attention: odd heads",
     "attention: values of another size",
     "attention: packed, odd heads",
+    "pool: a mask that is broadcast",
+    "pool: no elements",
+    "linear: no columns",
+    "linear: nothing to sum",
+    "linear: residual that is broadcast",
 }
 
 
@@ -362,6 +455,41 @@ def attention_bounds(args: dict[str, Any], device: str, dtype: torch.dtype) -> l
     return [(2 * (size + 2) * score + keys + 8 + rounding) * v.abs().max()]
 
 
+def linear_bounds(operator: str, args: dict[str, Any], dtype: torch.dtype) -> Tensor:
+    """In units of float32. A product is a sum of k products and a bias, and may be off by as many of the sum of
+    magnitudes; a library rounds it to its dtype. No activation is steeper than 1.13, and its own evaluation is off by
+    ten at most. Then the other half's product, or a residual."""
+    rounding = UNIT[dtype] / UNIT[torch.float32]
+
+    def product(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        size = F.linear(args["x"].abs(), weight.abs(), None if bias is None else bias.abs())
+        return F.linear(args["x"], weight, bias), (weight.shape[1] + 2) * size
+
+    if operator == "linear_gated_pair":
+        a, off_a = product(args["gate_weight"], args["gate_bias"])
+        b, off_b = product(args["up_weight"], args["up_bias"])
+    else:
+        a, off_a = product(args["weight"], args["bias"])
+        if operator == "linear_gated":
+            (a, b), (off_a, off_b) = a.chunk(2, -1), off_a.chunk(2, -1)
+    if operator == "linear_act":
+        added = 0 if args["residual"] is None else args["residual"].abs()
+        return 1.13 * (off_a + rounding * a.abs()) + 10 * a.abs() + added
+    off_a, off_b = 1.13 * (off_a + rounding * a.abs()) + 10 * a.abs(), off_b + rounding * b.abs()
+    return off_a * b.abs() + off_b * a.abs() + off_a * off_b * UNIT[torch.float32]
+
+
+def pool_bounds(args: dict[str, Any], packed: bool) -> Tensor:
+    """In units of float32: an addition a token above and one below, each weight's rounding and product, a division, of
+    the sum of magnitudes."""
+    x, least = args["x"].abs(), args["least"]
+    if packed:
+        return (args["cu"].diff().max() + 4 if len(args["cu"]) > 1 else 0) * ops.mean_pool_packed_plain(
+            x, args["cu"], least
+        )
+    return (2 * x.shape[1] + 4) * ops.mean_pool_plain(x, args["mask"].double().abs(), least)
+
+
 def bounds(operator: str, args: Args, device: str, dtype: torch.dtype) -> list[Tensor]:
     """What each result may be off by, before it is rounded, in units of float32."""
     schema = getattr(ops, operator).default._schema.arguments
@@ -372,6 +500,10 @@ def bounds(operator: str, args: Args, device: str, dtype: torch.dtype) -> list[T
     if operator == "rotary":  # two products and a sum
         x, cos, sin = wide["x"].abs(), wide["cos"].abs(), wide["sin"].abs()
         return [2 * (x * cos + x.roll(x.shape[-1] // 2, -1) * sin)]
+    if operator.startswith("linear"):
+        return [linear_bounds(operator, wide, dtype)]
+    if operator.startswith("mean_pool"):
+        return [pool_bounds(wide, operator.endswith("packed"))]
     if operator == "embed_norm":
         found = [t.double()[i] for t, i in zip(given["tables"], given["ids"], strict=True)]
     else:
@@ -415,14 +547,15 @@ def rms(x: Tensor) -> float:
 def test_cases_reach_kernels() -> None:
     """Were all calls handed on to PyTorch, the test above would see no difference to it."""
     differ = set()
-    for case in CASES:
-        operator, args = made(case, "cpu", torch.bfloat16)
+    for case, dtype in itertools.product(CASES, (torch.bfloat16, torch.float32)):
+        operator, args = made(case, "cpu", dtype)
         same = zip(called(operator, args), called(f"{operator}_plain", args), strict=True)
         if not all(torch.equal(a, b) for a, b in same):
             assert case not in HANDED_ON
             differ.add(operator)
     assert differ == {"layer_norm", "add_layer_norm", "rms_norm", "add_rms_norm", "embed_norm", "rotary", "attention",
-                      "attention_packed"}  # fmt: skip
+                      "attention_packed", "mean_pool", "mean_pool_packed", "linear_act", "linear_gated",
+                      "linear_gated_pair"}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -445,6 +578,22 @@ def test_weights_of_another_dtype(mixed: tuple[torch.dtype, torch.dtype], device
     exact = ops.rotary(q.double(), cos.double(), cos.double())
     error = (ops.rotary(q, cos, cos).double() - exact).abs()
     assert (error <= UNIT[kind] * exact.abs() + 4 * UNIT[torch.float32] * q.double().abs().max() * 8).all()
+
+
+def test_weights_that_want_gradients(device: str) -> None:
+    """They change nothing, also where the epilogue writes over a product."""
+    for case in ("linear: one product", "linear: gelu", "linear: residual", "linear: gated", "linear: pair, biases"):
+        operator, args = made(case, device, torch.float32)
+        wanted = called(operator, args)[0]
+        given = called(operator, pytree.tree_map_only(Tensor, lambda t: t.requires_grad_(), args))[0]
+        assert torch.is_grad_enabled() and torch.equal(given, wanted), case
+
+
+def test_linear_under_autocast_is_pytorchs(device: str) -> None:
+    for case in ("linear: gelu", "linear: gated", "linear: residual"):
+        operator, args = made(case, device, torch.float32)
+        with torch.autocast(device, torch.bfloat16):
+            assert torch.equal(*(called(name, args)[0] for name in (operator, f"{operator}_plain"))), case
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -489,6 +638,31 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: ops.embed_norm([draw(5, 8).float()], [torch.tensor([1, 5])], None, None, 1e-5),
         r"ValueError: ids\[0\]: expected ids from 0 to 4",
     ),
+    "activation": (
+        lambda: ops.linear_act(draw(3, 8).float(), draw(4, 8).float(), None, "swish"),
+        'ValueError: activation: expected none, relu, .*, got "swish"',
+    ),
+    "weight's columns": (lambda: ops.linear_act(draw(3, 8).float(), draw(4, 7).float()), "shapes cannot be multiplied"),
+    "bias's size": (lambda: ops.linear_gated(draw(3, 8).float(), draw(4, 8).float(), draw(2).float()), "size"),
+    "two dtypes": (lambda: ops.linear_act(draw(3, 8).float(), draw(4, 8).bfloat16()), "dtype"),
+    "two sizes": (
+        lambda: ops.linear_gated_pair(draw(3, 8).float(), draw(4, 8).float(), None, draw(5, 8).float(), None), "size"),
+    "mask's rank": (lambda: ops.token_index(torch.ones(4)), "ValueError: mask: expected shape"),
+    "row": (
+        lambda: ops.gather_rows(draw(3, 8), torch.tensor([0, 3])),
+        "ValueError: rows: expected numbers from 0 to 2, the rows of x, got 3 at 1",
+    ),
+    "row, negative": (lambda: ops.gather_rows(draw(3), torch.tensor([0, -1])), "ValueError: rows: expected numbers"),
+    "place": (
+        lambda: ops.scatter_rows(draw(3, 2, 4).bfloat16(), torch.tensor([-1, 3]).int()),
+        "ValueError: where: expected numbers below 3",
+    ),
+    "rows' dtype": (lambda: ops.gather_rows(draw(3, 8), torch.ones(2)), "TypeError: rows: expected int32 or int64"),
+    "ends": (
+        lambda: ops.mean_pool_packed(draw(3, 8).float(), torch.tensor([0, 4])),
+        "ValueError: cu: expected numbers that do not decrease",
+    ),
+    "least": (lambda: ops.mean_pool(draw(1, 3, 8).float(), torch.ones(1, 3), -1.0), "ValueError: least"),
     "PyTorch's own": (lambda: ops.rotary(draw(3, 7).double(), draw(5).double(), draw(5).double()), "RuntimeError"),
 }  # fmt: skip
 
@@ -501,7 +675,7 @@ def test_bad_input(what: str) -> None:
 
 
 def test_results_do_not_depend_on_what_shares_the_batch(device: str) -> None:
-    for case in ("attention: padding", "norm: layer_norm", "rotary: own positions"):
+    for case in ("attention: padding", "norm: layer_norm", "rotary: own positions", "pool: long"):
         operator, args = made(case, device, torch.float32)
         whole = getattr(ops, operator)(*args)
         alone = pytree.tree_map_only(Tensor, lambda t: t[1:2] if t.dim() > 1 else t, args)
@@ -516,6 +690,19 @@ REFUSED = [
     ("attention: odd heads", torch.float32, "heads of 12"),
     ("attention: values of another size", torch.float32, "one head size"),
     ("attention: packed, odd heads", torch.float16, "heads of 12"),
+    ("linear: gelu", torch.bfloat16, ""),
+    ("linear: gelu", torch.float64, "float64"),
+    ("linear: gated", torch.float16, ""),
+    ("linear: gated", torch.float64, "float64"),
+    ("linear: pair", torch.float32, ""),
+    ("linear: pair", torch.float64, "float64"),
+    ("linear: nothing to sum", torch.float32, "no element"),
+    ("pool: padding", torch.bfloat16, ""),
+    ("pool: padding", torch.float64, "float64"),
+    ("pool: a mask that is broadcast", torch.float32, "one weight a token"),
+    ("pool: no elements", torch.float32, "no element"),
+    ("pool: packed", torch.float16, ""),
+    ("pool: packed", torch.float64, "float64"),
 ]
 
 
@@ -526,4 +713,14 @@ def test_what_the_report_says_of_a_kernel(case: str, dtype: torch.dtype, why: st
     assert why in told and bool(why) == bool(told)
     own = [torch.equal(a, b) for a, b in zip(called(operator, args), called(f"{operator}_plain", args), strict=True)]
     assert all(own) or not told  # what it refuses is PyTorch's to the last bit
-    assert "no kernel for CPU" in kernel_refuses(ops.mean_pool.default, "cpu", (), {})
+    assert "no kernel for CPU" in kernel_refuses(ops.attention_mask.default, "cpu", (), {})
+
+
+def test_what_the_report_says_of_packing() -> None:
+    rows = torch.tensor([0, 1])
+    for operator in (ops.gather_rows.default, ops.scatter_rows.default):
+        assert not kernel_refuses(operator, "cpu", (draw(3, 8), rows), {})
+        assert "complex64" in kernel_refuses(operator, "cpu", (draw(3, 8).to(torch.complex64), rows), {})
+        assert "no element" in kernel_refuses(operator, "cpu", (draw(3, 0), rows), {})
+    assert not kernel_refuses(ops.token_index.default, "cpu", (draw(3, 8) > 0,), {})
+    assert "complex128" in kernel_refuses(ops.token_index.default, "cpu", (draw(3, 8).to(torch.complex128),), {})

@@ -1,171 +1,21 @@
-// The kernels of the operators that a rewritten model calls. Their schemas, what they compute and an implementation in
-// PyTorch of each are in python/strop/rewrite/ops.py; a call that a kernel does not take (a float64 tensor, a head size
-// that is no multiple of 8, a layout that has no view) is handed on to that implementation, which has the operator's
-// name with _plain behind it. Wrong arguments are errors of the core as elsewhere.
-#include <torch/csrc/stable/c/shim.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
+// The kernels of norms, embeddings, rotary embeddings and attention as operators of a rewritten model (inference.h).
 #include <algorithm>
 #include <array>
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
-#include <stdexcept>
-#include <string>
 #include <tuple>
 #include <vector>
 
 #include "execute.h"
+#include "inference.h"
 #include "strop/attention.h"
 #include "strop/norm.h"
 #include "strop/rotary.h"
 #include "tensors.h"
 
-// The message of the error that PyTorch's C interface met last; from 2.13 on.
-extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
-
 namespace strop::binding {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using MaybeTensor = std::optional<Tensor>;
-
-// ---- Calls of other operators ---------------------------------------------------------------------------------------
-
-// The dispatcher takes what is on the stack, also where it fails, and leaves the results there.
-void dispatch(const char* name, const char* overload, StableIValue* stack) {
-  if (torch_call_dispatcher(name, overload, stack, TORCH_ABI_VERSION) == AOTI_TORCH_SUCCESS) return;
-  const char* const what =
-      torch_exception_get_what_without_backtrace != nullptr ? torch_exception_get_what_without_backtrace() : nullptr;
-  throw std::runtime_error(std::string(name) + ": " + (what != nullptr ? what : "failed, see the log"));
-}
-
-template <class... Args>
-std::array<StableIValue, sizeof...(Args)> call(const char* name, const char* overload, const Args&... args) {
-  std::array<StableIValue, sizeof...(Args)> stack{torch::stable::detail::from(args)...};
-  dispatch(name, overload, stack.data());
-  return stack;
-}
-
-template <class... Args>
-Tensor one(const char* name, const Args&... args) {
-  return torch::stable::detail::to<Tensor>(call(name, "", args...)[0]);
-}
-
-template <class... Args>
-std::tuple<Tensor, Tensor> two(const char* name, const Args&... args) {
-  const auto stack = call(name, "", args...);
-  return {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1])};
-}
-
-// ---- Dtypes, shapes and views ---------------------------------------------------------------------------------------
-
-bool is_float(const Tensor& t) {
-  const ScalarType type = t.scalar_type();
-  return type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16;
-}
-bool is_float(const MaybeTensor& t) { return !t.has_value() || is_float(*t); }
-
-bool is_index(const Tensor& t) { return t.scalar_type() == ScalarType::Int || t.scalar_type() == ScalarType::Long; }
-
-bool same_shape(const Tensor& a, const Tensor& b) {
-  if (a.dim() != b.dim()) return false;
-  for (std::int64_t i = 0; i < a.dim(); ++i) {
-    if (a.size(i) != b.size(i)) return false;
-  }
-  return true;
-}
-
-// Whether `t` can stand where `like` does but for its values.
-bool is_alike(const Tensor& t, const Tensor& like) {
-  return t.scalar_type() == like.scalar_type() && same_shape(t, like);
-}
-
-// One dimension.
-struct Extent {
-  std::int64_t size = 1, stride = 0;
-};
-
-// Several dimensions as one, the first the slowest; none where that would take several strides.
-std::optional<Extent> merged(const std::vector<Extent>& dims) {
-  Extent whole;
-  bool fits = true;
-  for (auto dim = dims.rbegin(); dim != dims.rend(); ++dim) {
-    if (dim->size == 1) continue;
-    if (whole.size == 1) {
-      whole.stride = dim->stride;
-    } else {
-      fits = fits && dim->stride == whole.stride * whole.size;
-    }
-    whole.size *= dim->size;
-  }
-  if (whole.size == 0) return Extent{0, 0};
-  return fits ? std::optional(whole) : std::nullopt;
-}
-
-std::vector<Extent> extents(const Tensor& t, std::int64_t dims) {
-  std::vector<Extent> all;
-  all.reserve(static_cast<std::size_t>(dims));
-  for (std::int64_t i = 0; i < dims; ++i) all.push_back({t.size(i), t.stride(i)});
-  return all;
-}
-
-TensorView view_if(const MaybeTensor& t, const char* name) { return t.has_value() ? view_of(*t, name) : TensorView{}; }
-
-void push(TensorView& view, const Extent& dim) {
-  view.shape[view.rank] = dim.size;
-  view.strides[view.rank] = dim.stride;
-  ++view.rank;
-}
-
-// (…, n) as (R, n): of the tensor itself where its strides allow it, and else of a copy that `keep` holds.
-TensorView rows_of(const Tensor& t, Tensor& keep) {
-  const std::int64_t last = t.dim() - 1;
-  keep = t;
-  std::optional<Extent> rows = merged(extents(t, last));
-  if (!rows.has_value()) {
-    keep = torch::stable::contiguous(t);
-    rows = merged(extents(keep, last));
-  }
-  TensorView view = start_of(keep);
-  push(view, *rows);
-  push(view, {keep.size(last), keep.stride(last)});
-  return view;
-}
-
-// A new tensor of t's dtype and device.
-Tensor new_tensor(const Tensor& t, const std::vector<std::int64_t>& sizes, const std::vector<std::int64_t>& strides) {
-  std::int32_t dtype = 0, device = 0;
-  aoti_torch_get_dtype(t.get(), &dtype);
-  aoti_torch_get_device_type(t.get(), &device);
-  const std::int32_t index = t.get_device_index() < 0 ? 0 : t.get_device_index();
-  AtenTensorHandle made = nullptr;
-  if (aoti_torch_empty_strided(static_cast<std::int64_t>(sizes.size()), sizes.data(), strides.data(), dtype, device,
-                               index, &made) != AOTI_TORCH_SUCCESS) {
-    check(Status(StatusCode::kRuntimeError, "PyTorch could not allocate an output"));
-  }
-  return Tensor(made);
-}
-
-// A row-major one.
-Tensor new_tensor(const Tensor& t, const std::vector<std::int64_t>& sizes) {
-  std::vector<std::int64_t> strides(sizes.size());
-  std::int64_t stride = 1;
-  for (std::size_t i = sizes.size(); i-- > 0;) {
-    strides[i] = stride;
-    stride *= std::max<std::int64_t>(sizes[i], 1);
-  }
-  return new_tensor(t, sizes, strides);
-}
-
-std::vector<std::int64_t> sizes_of(const Tensor& t) {
-  std::vector<std::int64_t> sizes;
-  for (const Extent& dim : extents(t, t.dim())) sizes.push_back(dim.size);
-  return sizes;
-}
 
 // ---- Norms ----------------------------------------------------------------------------------------------------------
 
@@ -255,10 +105,10 @@ TensorView ids_of(const Tensor& ids, const std::vector<std::int64_t>& sizes, std
     if (sizes_of(ids) != sizes) {
       keep = torch::stable::detail::to<Tensor>(call("aten::expand", "", ids, sizes, false)[0]);
     }
-    whole = merged(extents(keep, keep.dim()));
+    whole = merged(extents(keep, 0, keep.dim()));
     if (!whole.has_value()) {
       keep = torch::stable::contiguous(keep);
-      whole = merged(extents(keep, keep.dim()));
+      whole = merged(extents(keep, 0, keep.dim()));
     }
   }
   TensorView view = start_of(keep);
@@ -411,14 +261,7 @@ void run_attention(const AttentionInputs& in, const AttentionOptions& options, c
 
 // (batch or 1, keys or more), bool, as a mask (batch or 1, 1, 1, keys).
 Tensor mask_of_padding(const Tensor& padding, std::int64_t keys) {
-  const std::int64_t sizes[] = {padding.size(0), 1, 1, keys};
-  const std::int64_t strides[] = {padding.stride(0), 0, 0, padding.stride(1)};
-  AtenTensorHandle made = nullptr;
-  // The offset is from where padding begins.
-  if (aoti_torch__reinterpret_tensor(padding.get(), 4, sizes, strides, 0, &made) != AOTI_TORCH_SUCCESS) {
-    check(Status(StatusCode::kRuntimeError, "padding: PyTorch made no view of it"));
-  }
-  return Tensor(made);
+  return reinterpreted(padding, {padding.size(0), 1, 1, keys}, {padding.stride(0), 0, 0, padding.stride(1)});
 }
 
 Tensor attention_op(const Tensor& query, const Tensor& key, const Tensor& value, const MaybeTensor& mask,

@@ -37,6 +37,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_SIZED = {
+    *_FLOATS, torch.float64, torch.bool, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16,
+    torch.uint32, torch.uint64,
+}  # fmt: skip
 _refusals: dict[str, Callable[..., str]] = {}  # of operators with a kernel: why it leaves a call to PyTorch, or ""
 
 
@@ -59,6 +63,14 @@ def _refuses_dtypes(*args: Any, **kwargs: Any) -> str:
         if isinstance(t, Tensor) and t.is_floating_point() and t.dtype not in _FLOATS:
             return f"the kernel does not take {str(t.dtype).removeprefix('torch.')}"
     return ""
+
+
+def _refuses_sizes(x: Tensor, *_: Any, **__: Any) -> str:
+    return "" if x.dtype in _SIZED else f"the kernel does not take {str(x.dtype).removeprefix('torch.')}"
+
+
+def _refuses_rows(x: Tensor, *_: Any, **__: Any) -> str:
+    return "the kernel does not take rows of no element" if 0 in x.shape[1:] else _refuses_sizes(x)
 
 
 def _define(
@@ -262,6 +274,12 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 # ---- Linear ---------------------------------------------------------------------------------------------------------
 
 
+def _refuses_linear(x: Tensor, weight: Tensor, *more: Any, **kwargs: Any) -> str:
+    if 0 in weight.shape:
+        return "the kernel does not take weights of no element"
+    return _refuses_dtypes(x, weight, *more, **kwargs)
+
+
 def _fake_linear_act(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
@@ -269,6 +287,7 @@ def _fake_linear_act(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> Tensor:
 @_define(
     'linear_act(Tensor x, Tensor weight, Tensor? bias=None, str activation="none", Tensor? residual=None) -> Tensor',
     _fake_linear_act,
+    _refuses_linear,
 )
 def linear_act(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none", residual: Tensor | None = None
@@ -289,6 +308,7 @@ def _fake_gated(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> Tensor:
 @_define(
     'linear_gated(Tensor x, Tensor weight, Tensor? bias=None, str activation="silu") -> Tensor',
     _fake_gated,
+    _refuses_linear,
 )
 def linear_gated(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "silu") -> Tensor:
     """activation(a) · b, (…, n), where (a, b) = x weightᵀ + bias are the first and the second n columns.
@@ -307,6 +327,7 @@ def _fake_gated_pair(x: Tensor, gate: Tensor, *_: Any, **__: Any) -> Tensor:
     "linear_gated_pair(Tensor x, Tensor gate_weight, Tensor? gate_bias, Tensor up_weight, Tensor? up_bias, "
     'str activation="silu") -> Tensor',
     _fake_gated_pair,
+    _refuses_linear,
 )
 def linear_gated_pair(
     x: Tensor,
@@ -415,11 +436,23 @@ def embed_norm(
     return F.layer_norm(s, s.shape[-1:], weight, bias, eps)
 
 
+def _refuses_pooling(x: Tensor, *_: Any, **__: Any) -> str:
+    if x.shape[-1] == 0:
+        return "the kernel does not take tokens of no element"
+    return _refuses_dtypes(x)
+
+
+def _refuses_mean_pool(x: Tensor, mask: Tensor, *_: Any, **__: Any) -> str:
+    if mask.shape != x.shape[:2]:
+        return "the kernel takes one weight a token"
+    return _refuses_pooling(x) or _refuses_sizes(mask)
+
+
 def _fake_mean_pool(x: Tensor, *_: Any, **__: Any) -> Tensor:
     return x.new_empty((x.shape[0], x.shape[2]))
 
 
-@_define("mean_pool(Tensor x, Tensor mask, float least=1e-09) -> Tensor", _fake_mean_pool)
+@_define("mean_pool(Tensor x, Tensor mask, float least=1e-09) -> Tensor", _fake_mean_pool, _refuses_mean_pool)
 def mean_pool(x: Tensor, mask: Tensor, least: float = 1e-9) -> Tensor:
     """Σ x · mask / max(Σ mask, least) over the tokens, (batch, n).
 
@@ -441,7 +474,11 @@ def _fake_token_index(mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return cu, rows, where, summary
 
 
-@_define("token_index(Tensor mask) -> (Tensor cu, Tensor rows, Tensor where, Tensor summary)", _fake_token_index)
+@_define(
+    "token_index(Tensor mask) -> (Tensor cu, Tensor rows, Tensor where, Tensor summary)",
+    _fake_token_index,
+    _refuses_sizes,
+)
 def token_index(mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Where the real tokens of a padded batch are, sequence after sequence: what packing and unpacking need.
 
@@ -470,13 +507,13 @@ def _fake_rows(x: Tensor, index: Tensor) -> Tensor:
     return x.new_empty((index.shape[0], *x.shape[1:]))
 
 
-@_define("gather_rows(Tensor x, Tensor rows) -> Tensor", _fake_rows)
+@_define("gather_rows(Tensor x, Tensor rows) -> Tensor", _fake_rows, _refuses_rows)
 def gather_rows(x: Tensor, rows: Tensor) -> Tensor:
     """x[rows], (T, …): x is (N, …), rows (T) of int32 or int64 from 0 to N − 1."""
     return x.index_select(0, rows)
 
 
-@_define("scatter_rows(Tensor x, Tensor where) -> Tensor", _fake_rows)
+@_define("scatter_rows(Tensor x, Tensor where) -> Tensor", _fake_rows, _refuses_rows)
 def scatter_rows(x: Tensor, where: Tensor) -> Tensor:
     """x[where], and 0 where that is negative, (N, …): x is (T, …), where (N) of int32 or int64 below T.
 
@@ -490,7 +527,7 @@ def _fake_mean_pool_packed(x: Tensor, cu: Tensor, least: float = 1e-9) -> Tensor
     return x.new_empty((cu.shape[0] - 1, x.shape[1]))
 
 
-@_define("mean_pool_packed(Tensor x, Tensor cu, float least=1e-09) -> Tensor", _fake_mean_pool_packed)
+@_define("mean_pool_packed(Tensor x, Tensor cu, float least=1e-09) -> Tensor", _fake_mean_pool_packed, _refuses_pooling)
 def mean_pool_packed(x: Tensor, cu: Tensor, least: float = 1e-9) -> Tensor:
     """Σ x / max(number, least) over the rows of each sequence, (batch, n); 0 for an empty one.
 

@@ -72,7 +72,8 @@ def pack(value: Tensor, how: Pack, tokens: Tokens) -> Tensor:
         if tokens.rows is None:
             return value.expand(tokens.batch, *value.shape).flatten(0, 1)
         return ops.gather_rows(value, tokens.rows % tokens.length)
-    value = value.movedim((layout.b, layout.l), (0, 1))
+    if (layout.b, layout.l) != (0, 1):
+        value = value.movedim((layout.b, layout.l), (0, 1))
     if value.shape[0] != tokens.batch:
         value = value.expand(tokens.batch, *value.shape[1:])
     value = value.flatten(0, 1)
@@ -243,10 +244,11 @@ def fill(to: Tensor, value: Tensor, how: Pack, tokens: Tokens) -> None:
         to[: tokens.batch].copy_(value.movedim(layout.b, 0))
     elif tokens.rows is None:
         if how.batched:
-            value = value.movedim((layout.b, layout.l), (0, 1))
+            if (layout.b, layout.l) != (0, 1):
+                value = value.movedim((layout.b, layout.l), (0, 1))
         else:
             at = layout.l - (0 <= layout.b < layout.l)
             value = (value.select(layout.b, 0) if layout.b >= 0 else value).movedim(at, 0)
-        to[: tokens.count].unflatten(0, (tokens.batch, tokens.length)).copy_(value)
+        to[: tokens.count].view(tokens.batch, tokens.length, *to.shape[1:]).copy_(value)
     else:
         to[: tokens.count].copy_(pack(value, how, tokens))
