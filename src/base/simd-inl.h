@@ -141,11 +141,14 @@ HWY_INLINE std::size_t max_chain() { return 256 * hn::Lanes(Float()); }
 
 // Sum of the lanes in double, always in the same order.
 HWY_INLINE double sum_lanes(FloatVec v) {
-  HWY_ALIGN float lanes[hn::MaxLanes(Float())];
-  hn::Store(v, Float(), lanes);
-  double sum = 0;
-  for (std::size_t i = 0; i < hn::Lanes(Float()); ++i) sum += lanes[i];
-  return sum;
+#if HWY_TARGET == HWY_SCALAR
+  return static_cast<double>(hn::GetLane(v));
+#else
+  const hn::Half<Float> half;
+  const hn::Repartition<double, Float> d;
+  const auto halves = hn::Add(hn::PromoteTo(d, hn::LowerHalf(half, v)), hn::PromoteTo(d, hn::UpperHalf(half, v)));
+  return hn::GetLane(hn::SumOfLanes(d, halves));
+#endif
 }
 
 // ------------------------------------------------------------------------------------------ Exponentials
