@@ -85,7 +85,8 @@ inline void attend_tile(const Problem& p, std::int64_t b, std::int64_t kv, std::
   const std::size_t lanes = hn::Lanes(f), step = std::max<std::size_t>(lanes, 4), d = static_cast<std::size_t>(p.d);
   const auto up = [](std::size_t n, std::size_t to) { return (n + to - 1) / to * to; };
   const Tile tile{
-      p, t, sequence_of(p, b), b, kv, first, rows, d, up(d, lanes), up(static_cast<std::size_t>(rows), step)};
+      p,        t, sequence_of(p, b), b, kv, first, rows, d, up(d, lanes), up(static_cast<std::size_t>(rows), step),
+      p.group()};
   stage_queries(tile);
   std::fill(t.largest, t.largest + tile.pitch, kNothing);
   std::fill(t.weight, t.weight + tile.pitch, 0.0);
@@ -109,13 +110,7 @@ inline void attend_tile(const Problem& p, std::int64_t b, std::int64_t kv, std::
                     tile.wide, any ? t.before : nullptr});
     any = true;
   }
-  for (int r = 0; r < rows; ++r) {
-    float* sums = t.sums + static_cast<std::size_t>(r) * tile.wide;
-    const auto inverse = static_cast<float>(t.weight[r] == 0 ? 0 : 1 / t.weight[r]);  // NaN is not 0
-    for (std::size_t c = 0; c < tile.wide; c += lanes)
-      hn::Store(any ? hn::Mul(hn::Load(f, sums + c), hn::Set(f, inverse)) : hn::Zero(f), f, sums + c);
-    unstage(sums, d, p.out.data, p.dtype, tile.at(p.out, tile.head(r), tile.s.q_begin + tile.query(r)), p.out.stride_d);
-  }
+  finish_rows(tile, any);
 }
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)

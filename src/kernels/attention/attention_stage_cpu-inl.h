@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include "base/simd-inl.h"
 #include "base/stage-inl.h"
@@ -33,9 +34,10 @@ struct Tile {
   std::int64_t b, kv, first;
   int rows;
   std::size_t d, wide, pitch;  // of a head, whole vectors of it; whole vectors of rows
+  std::int64_t group;          // p.group(): divisions take as long as a row's copy
 
-  std::int64_t query(int r) const { return (first + r) / p.group(); }
-  std::int64_t head(int r) const { return kv * p.group() + (first + r) % p.group(); }
+  std::int64_t query(int r) const { return group == 1 ? first + r : (first + r) / group; }
+  std::int64_t head(int r) const { return group == 1 ? kv : kv * group + (first + r) % group; }
   Keys keys(int r) const { return keys_of(p, s, query(r)); }
   std::int64_t at(const Tensor& m, std::int64_t h, std::int64_t l) const {
     return b * m.stride_b + h * m.stride_h + l * m.stride_l;
@@ -44,7 +46,7 @@ struct Tile {
     return b * m.stride_b + head(r) * m.stride_h + query(r) * m.stride_q + j * m.stride_k;
   }
   // The same for all rows.
-  bool by_key(const Mask& m) const { return m.stride_q == 0 && (m.stride_h == 0 || p.group() == 1); }
+  bool by_key(const Mask& m) const { return m.stride_q == 0 && (m.stride_h == 0 || group == 1); }
 };
 
 // f(F32()), f(F16()) or f(BF16()).
@@ -58,18 +60,54 @@ HWY_INLINE void with_kind(DType dtype, F&& f) {
 inline void stage_queries(const Tile& tile) {
   const Problem& p = tile.p;
   CpuScratch& t = tile.t;
-  for (std::size_t r = 0; r < tile.pitch; r += 4) {
-    for (std::size_t i = 0; i < 4; ++i) {
-      const int row = static_cast<int>(r + i);
-      if (row >= tile.rows) {
-        std::fill(t.lines[i], t.lines[i] + tile.d, 0.f);
-      } else {
-        stage(p.q.data, p.dtype, tile.at(p.q, tile.head(row), tile.s.q_begin + tile.query(row)), p.q.stride_d, tile.d,
-              t.lines[i]);
+  with_kind(p.dtype, [&](auto kind) HWY_ATTR {
+    using E = decltype(kind);
+    for (std::size_t r = 0; r < tile.pitch; r += 4) {
+      if (std::is_same_v<E, F32> && tile.group == 1 && p.q.stride_d == 1 && static_cast<int>(r) + 4 <= tile.rows) {
+        const std::int64_t from = tile.at(p.q, tile.kv, tile.s.q_begin + tile.first + static_cast<std::int64_t>(r));
+        const void* data = p.q.data;
+        transpose_four(element<F32>(data, from), p.q.stride_l, tile.d, t.q + r, tile.pitch);
+        continue;
       }
+      for (std::size_t i = 0; i < 4; ++i) {
+        const int row = static_cast<int>(r + i);
+        if (row >= tile.rows) {
+          std::fill(t.lines[i], t.lines[i] + tile.d, 0.f);
+        } else {
+          const std::int64_t from = tile.at(p.q, tile.head(row), tile.s.q_begin + tile.query(row));
+          stage(kind, element<E>(static_cast<const void*>(p.q.data), from), p.q.stride_d, tile.d, t.lines[i]);
+        }
+      }
+      transpose_four(t.lines[0], kDepth, tile.d, t.q + r, tile.pitch);
     }
-    transpose_four(t.lines[0], kDepth, tile.d, t.q + r, tile.pitch);
-  }
+  });
+}
+
+// Sums over their weights, to out; zeros where no key was there.
+inline void finish_rows(const Tile& tile, bool any) {
+  const Problem& p = tile.p;
+  CpuScratch& t = tile.t;
+  const Float f;
+  const std::size_t lanes = hn::Lanes(f);
+  if (!any) std::fill(t.sums, t.sums + static_cast<std::size_t>(tile.rows) * tile.wide, 0.f);
+  with_kind(p.dtype, [&](auto kind) HWY_ATTR {
+    using E = decltype(kind);
+    for (int r = 0; r < tile.rows; ++r) {
+      float* sums = t.sums + static_cast<std::size_t>(r) * tile.wide;
+      const auto inverse = hn::Set(f, static_cast<float>(t.weight[r] == 0 ? 0 : 1 / t.weight[r]));  // NaN is not 0
+      auto* to = element<E>(p.out.data, tile.at(p.out, tile.head(r), tile.s.q_begin + tile.query(r)));
+      const bool dense = p.out.stride_d == 1 && tile.d == tile.wide;
+      for (std::size_t c = 0; c < tile.wide; c += lanes) {
+        const auto value = hn::Mul(hn::Load(f, sums + c), inverse);
+        if (dense) {
+          store(kind, value, to + c);
+        } else {
+          hn::Store(value, f, sums + c);
+        }
+      }
+      if (!dense) unstage(kind, sums, tile.d, to, p.out.stride_d);
+    }
+  });
 }
 
 // The first n of t.keys, from key `begin` on, as rows of `wide` elements, zeros behind d.
