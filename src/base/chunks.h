@@ -25,12 +25,14 @@ void for_each_chunk(std::int64_t n, bool parallel, F&& f) {
   });
 }
 
-// Calls f(begin, end) for ranges that make up [0, n), each of `size` elements, of which nothing is summed.
+// Calls f(begin, end) for ranges that make up [0, n), each of `size` elements, of which nothing is summed. A range is
+// worth what is done once for it, such as converting weights.
 template <class F>
 void for_each_range(std::int64_t n, std::int64_t size, F&& f) {
   constexpr std::int64_t kMaxChunks = 256;
   constexpr std::int64_t kParallelElements = 16384;  // fewer are not worth waking threads for
-  const std::int64_t chunks = std::min(n, kMaxChunks);
+  constexpr std::int64_t kElements = 8192;           // of a range, about
+  const std::int64_t chunks = std::min({n, kMaxChunks, std::max<std::int64_t>(1, n * size / kElements)});
   for_each_chunk(chunks, n * size > kParallelElements,
                  [&](std::int64_t chunk) { f(n * chunk / chunks, n * (chunk + 1) / chunks); });
 }

@@ -71,6 +71,29 @@ inline void unstage(const float* from, std::size_t n, void* data, DType dtype, s
   return unstage(BF16(), from, n, element<BF16>(data, offset), stride);
 }
 
+// Four rows of n elements, a multiple of 4, `from_pitch` apart, to to[k][0 … 3], `pitch` from k to k. `to` is aligned
+// to 16 bytes.
+HWY_INLINE void transpose_four(const float* from, std::int64_t from_pitch, std::size_t n, float* to,
+                               std::size_t pitch) {
+#if HWY_TARGET == HWY_SCALAR
+  for (std::size_t k = 0; k < n; ++k)
+    for (int j = 0; j < 4; ++j)
+      to[k * pitch + static_cast<std::size_t>(j)] = from[j * from_pitch + static_cast<std::int64_t>(k)];
+#else
+  const hn::FixedTag<float, 4> q;
+  for (std::size_t k = 0; k < n; k += 4) {
+    const auto row = [&](int j) HWY_ATTR { return hn::LoadU(q, from + j * from_pitch + k); };
+    const auto a = row(0), b = row(1), c = row(2), d = row(3);
+    const auto ac0 = hn::InterleaveLower(q, a, c), bd0 = hn::InterleaveLower(q, b, d);
+    const auto ac2 = hn::InterleaveUpper(q, a, c), bd2 = hn::InterleaveUpper(q, b, d);
+    hn::Store(hn::InterleaveLower(q, ac0, bd0), q, to + k * pitch);
+    hn::Store(hn::InterleaveUpper(q, ac0, bd0), q, to + (k + 1) * pitch);
+    hn::Store(hn::InterleaveLower(q, ac2, bd2), q, to + (k + 2) * pitch);
+    hn::Store(hn::InterleaveUpper(q, ac2, bd2), q, to + (k + 3) * pitch);
+  }
+#endif
+}
+
 template <class T>
 void stage_mask(const void* data, std::int64_t offset, std::int64_t stride, std::size_t n, std::uint8_t* to) {
   const T* from = static_cast<const T*>(data) + offset;

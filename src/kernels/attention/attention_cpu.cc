@@ -14,8 +14,7 @@ HWY_BEFORE_NAMESPACE();
 namespace strop::attn {
 namespace HWY_NAMESPACE {
 
-void attend(const Problem& p, std::int64_t b, std::int64_t kv, std::int64_t first, int rows) {
-  static thread_local Scratch scratch;
+void attend(const Problem& p, std::int64_t b, std::int64_t kv, std::int64_t first, int rows, CpuScratch& scratch) {
   attend_tile(p, b, kv, first, rows, scratch);
 }
 
@@ -37,7 +36,8 @@ Status run_cpu(const Problem& p) {
   for_each_chunk(p.batch * p.kv_heads * tiles, products > kParallelProducts, [&](std::int64_t unit) {
     const std::int64_t b = unit / tiles / p.kv_heads, kv = unit / tiles % p.kv_heads;
     const std::int64_t first = unit % tiles * kCpuRows, rows = sequence_of(p, b).q * p.group() - first;
-    if (rows > 0) tile(p, b, kv, first, static_cast<int>(std::min<std::int64_t>(rows, kCpuRows)));
+    static thread_local CpuScratch scratch;
+    if (rows > 0) tile(p, b, kv, first, static_cast<int>(std::min<std::int64_t>(rows, kCpuRows)), scratch);
   });
   return {};
 }

@@ -6,7 +6,7 @@
 
 namespace strop::attn {
 
-inline constexpr int kCpuRows = 16, kCpuKeys = 64;  // of a tile on the CPU
+inline constexpr int kCpuRows = 64, kCpuKeys = 64;  // of a tile on the CPU
 
 inline constexpr int kThreads = 128;                // of a block
 inline constexpr int kMmaRows = 64;                 // a warp has 16 of them

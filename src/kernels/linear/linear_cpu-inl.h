@@ -80,26 +80,6 @@ inline void multiply_few(const Problem& p, std::int64_t column, std::int64_t col
   }
 }
 
-// Four staged columns of n elements, a multiple of 4, to to[k][0 … 3], `pitch` from k to k.
-HWY_INLINE void transpose_four(const float (&from)[4][kFewCpuDepth], std::size_t n, float* to, std::size_t pitch) {
-#if HWY_TARGET == HWY_SCALAR
-  for (std::size_t k = 0; k < n; ++k)
-    for (int j = 0; j < 4; ++j) to[k * pitch + static_cast<std::size_t>(j)] = from[j][k];
-#else
-  const hn::FixedTag<float, 4> q;
-  for (std::size_t k = 0; k < n; k += 4) {
-    const auto a = hn::Load(q, from[0] + k), b = hn::Load(q, from[1] + k), c = hn::Load(q, from[2] + k),
-               d = hn::Load(q, from[3] + k);
-    const auto ac0 = hn::InterleaveLower(q, a, c), bd0 = hn::InterleaveLower(q, b, d);
-    const auto ac2 = hn::InterleaveUpper(q, a, c), bd2 = hn::InterleaveUpper(q, b, d);
-    hn::Store(hn::InterleaveLower(q, ac0, bd0), q, to + k * pitch);
-    hn::Store(hn::InterleaveUpper(q, ac0, bd0), q, to + (k + 1) * pitch);
-    hn::Store(hn::InterleaveLower(q, ac2, bd2), q, to + (k + 2) * pitch);
-    hn::Store(hn::InterleaveUpper(q, ac2, bd2), q, to + (k + 3) * pitch);
-  }
-#endif
-}
-
 // Six rows of sums, two vectors of columns each: += x (a panel). Rows beyond `rows` repeat the last, and are not
 // stored.
 HWY_INLINE void multiply_panel(const float* x, const float* panel, std::int64_t rows, std::size_t depth, float* sums) {
@@ -147,8 +127,8 @@ inline void multiply_packed(const Problem& p, std::int64_t first, std::int64_t r
           for (std::int64_t i = 0; i < n; ++i)
             t.w[j / wide * wide * kCpuDepth + i * wide + j % wide] = t.lines[j % 4][i];
         } else if (j % 4 == 3) {
-          transpose_four(t.lines, static_cast<std::size_t>(end), t.w + j / wide * wide * kCpuDepth + (j - 3) % wide,
-                         static_cast<std::size_t>(wide));
+          transpose_four(t.lines[0], kFewCpuDepth, static_cast<std::size_t>(end),
+                         t.w + j / wide * wide * kCpuDepth + (j - 3) % wide, static_cast<std::size_t>(wide));
         }
       }
       for (std::int64_t j = 0; j < columns; j += wide) {

@@ -8,7 +8,6 @@
 #endif
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -16,6 +15,8 @@
 #include "base/simd-inl.h"
 #include "base/stage-inl.h"
 #include "kernels/norm/norm.h"
+#include "kernels/norm/norm_dense_cpu-inl.h"
+#include "kernels/norm/norm_sums_cpu-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace strop::norm {
@@ -56,38 +57,6 @@ HWY_INLINE void load_sums(const Problem& p, std::int64_t row, std::int64_t begin
   }
 }
 
-// Sums of t = s - shift and of t^2 over a tile. A chain of fp32 additions is a quarter of the tile's vectors long, 256
-// at most; the lanes meet in double.
-struct Sums {
-  double first = 0, second = 0;
-};
-HWY_INLINE Sums sum_differences(const float* s, std::size_t n, float shift) {
-  const Float f;
-  const std::size_t lanes = hn::Lanes(f);
-  const auto m = hn::Set(f, shift);
-  auto a0 = hn::Zero(f), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0, b3 = a0;
-  const auto add = [&](std::size_t i, auto& a, auto& b) HWY_ATTR {
-    const auto t = hn::Sub(hn::Load(f, s + i), m);
-    a = hn::Add(a, t);
-    b = hn::MulAdd(t, t, b);
-  };
-  std::size_t i = 0;
-  for (; i + 4 * lanes <= n; i += 4 * lanes) {
-    add(i, a0, b0);
-    add(i + lanes, a1, b1);
-    add(i + 2 * lanes, a2, b2);
-    add(i + 3 * lanes, a3, b3);
-  }
-  for (; i + lanes <= n; i += lanes) add(i, a0, b0);
-  if (i < n) {
-    const auto inside = hn::FirstN(f, n - i);
-    const auto t = hn::IfThenElseZero(inside, hn::Sub(hn::Load(f, s + i), m));
-    a1 = hn::Add(a1, t);
-    b1 = hn::MulAdd(t, t, b1);
-  }
-  return {sum_lanes(hn::Add(hn::Add(a0, a1), hn::Add(a2, a3))), sum_lanes(hn::Add(hn::Add(b0, b1), hn::Add(b2, b3)))};
-}
-
 // weight or bias of a tile in fp32.
 HWY_INLINE void load_parameter(const Parameter& v, std::int64_t begin, std::size_t n, float none, float* to) {
   if (v.data == nullptr) {
@@ -97,21 +66,22 @@ HWY_INLINE void load_parameter(const Parameter& v, std::int64_t begin, std::size
   }
 }
 
-// Rows [first, end).
-inline void norm_rows_of(const Problem& p, std::int64_t first, std::int64_t end) {
+// A thread's own. Zeros, so that what follows a row's end in its last vector is a number.
+struct Scratch {
+  HWY_ALIGN float s[kTile + hn::MaxLanes(Float())] = {}, y[kTile + hn::MaxLanes(Float())] = {};
+  HWY_ALIGN float weight[kTile + hn::MaxLanes(Float())] = {}, bias[kTile + hn::MaxLanes(Float())] = {};
+};
+
+// Rows [first, end) of any layout and length.
+inline void norm_any(const Problem& p, std::int64_t first, std::int64_t end, Scratch& t) {
   const Float f;
-  HWY_ALIGN float s[kTile + hn::MaxLanes(Float())], y[kTile + hn::MaxLanes(Float())];
-  HWY_ALIGN float weight[kTile + hn::MaxLanes(Float())], bias[kTile + hn::MaxLanes(Float())];
-  // Zeros, so that what follows a row's end in its last vector is a number. As far as a row reaches and no further: to
-  // clear all 64 KiB takes longer than a short row.
-  const auto used = static_cast<std::ptrdiff_t>(padded(static_cast<std::size_t>(std::min(kTile, p.n))));
-  for (float* const tile : {s, y, weight, bias}) std::fill(tile, tile + used, 0.0F);
+  float *const s = t.s, *const y = t.y;
   const double inverse_n = 1.0 / static_cast<double>(p.n);
   const bool one_tile = p.n <= kTile;
   const auto tile_size = [&](std::int64_t begin) { return static_cast<std::size_t>(std::min(kTile, p.n - begin)); };
   const auto load_parameters = [&](std::int64_t begin) {
-    load_parameter(p.weight, begin, tile_size(begin), 1, weight);
-    load_parameter(p.bias, begin, tile_size(begin), 0, bias);
+    load_parameter(p.weight, begin, tile_size(begin), 1, t.weight);
+    load_parameter(p.bias, begin, tile_size(begin), 0, t.bias);
   };
   if (one_tile) load_parameters(0);
   for (std::int64_t row = first; row < end; ++row) {
@@ -125,18 +95,9 @@ inline void norm_rows_of(const Problem& p, std::int64_t first, std::int64_t end)
       }
       return sums;
     };
-    float mean = 0, offset = 0;
-    Sums sums = sum_row(0);
-    if (p.kind == Kind::kLayer) {
-      mean = static_cast<float>(sums.first * inverse_n);
-      sums = sum_row(mean);
-      const double d = sums.first * inverse_n;
-      offset = static_cast<float>(d);
-      const double variance = sums.second * inverse_n - d * d;
-      sums.second = variance < 0 ? 0 : variance * static_cast<double>(p.n);  // not for NaN, which stays
-    }
-    const double scale = 1 / std::sqrt(sums.second * inverse_n + static_cast<double>(p.eps));
-    const auto m = hn::Set(f, mean), d = hn::Set(f, offset), r = hn::Set(f, static_cast<float>(scale));
+    const float mean = p.kind == Kind::kLayer ? static_cast<float>(sum_row(0).first * inverse_n) : 0.f;
+    const Moments moments = moments_of(p, mean, sum_row);
+    const auto m = hn::Set(f, mean), d = hn::Set(f, moments.offset), r = hn::Set(f, moments.scale);
     for (std::int64_t begin = 0; begin < p.n; begin += kTile) {
       const std::size_t n = tile_size(begin);
       if (!one_tile) {
@@ -149,11 +110,39 @@ inline void norm_rows_of(const Problem& p, std::int64_t first, std::int64_t end)
       }
       for (std::size_t i = 0; i < padded(n); i += hn::Lanes(f)) {
         const auto z = hn::Mul(hn::Sub(hn::Sub(hn::Load(f, s + i), m), d), r);
-        hn::Store(hn::MulAdd(z, hn::Load(f, weight + i), hn::Load(f, bias + i)), f, y + i);
+        hn::Store(hn::MulAdd(z, hn::Load(f, t.weight + i), hn::Load(f, t.bias + i)), f, y + i);
       }
       unstage(y, n, p.out.data, p.dtype, row * p.out.stride_row + begin * p.out.stride, p.out.stride);
     }
   }
+}
+
+// A parameter of a row of one tile in fp32: where it lies, if it is that already, else in `to`.
+inline const float* parameter_of(const Parameter& v, std::int64_t n, float none, float* to) {
+  if (v.data != nullptr && v.dtype == DType::kFloat32 && v.stride == 1) return static_cast<const float*>(v.data);
+  load_parameter(v, 0, static_cast<std::size_t>(n), none, to);
+  return to;
+}
+
+template <class E>
+inline void norm_dense_of(const Problem& p, std::int64_t first, std::int64_t end, Scratch& t) {
+  const float *const weight = parameter_of(p.weight, p.n, 1, t.weight), *const bias =
+                                                                            parameter_of(p.bias, p.n, 0, t.bias);
+  const auto slow = [&](std::int64_t row) { norm_any(p, row, row + 1, t); };
+  if (p.terms[1].data == nullptr) return norm_dense<E, 1>(p, first, end, weight, bias, t.s, slow);
+  if (p.terms[2].data == nullptr) return norm_dense<E, 2>(p, first, end, weight, bias, t.s, slow);
+  norm_dense<E, 3>(p, first, end, weight, bias, t.s, slow);
+}
+
+// Rows [first, end).
+inline void norm_rows_of(const Problem& p, std::int64_t first, std::int64_t end) {
+  static thread_local Scratch t;
+  bool dense = p.n <= kTile && p.out.stride == 1 && (p.residual_out.data == nullptr || p.residual_out.stride == 1);
+  for (const Term& term : p.terms) dense = dense && (term.data == nullptr || term.stride == 1);
+  if (!dense) return norm_any(p, first, end, t);
+  if (p.dtype == DType::kFloat32) return norm_dense_of<F32>(p, first, end, t);
+  if (p.dtype == DType::kFloat16) return norm_dense_of<F16>(p, first, end, t);
+  norm_dense_of<BF16>(p, first, end, t);
 }
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)
