@@ -82,6 +82,7 @@ attn::Problem sizes(const AttentionInputs& in) {
   p.max_k = packed ? in.max_k : in.k.shape[2];
   p.d = static_cast<int>(in.q.shape[in.q.rank - 1]);
   p.dtype = in.q.dtype;
+  p.total_q = packed ? in.q.shape[0] : 0;
   return p;
 }
 
@@ -167,7 +168,7 @@ Status attention(const AttentionInputs& in, const AttentionOptions& options, con
       return value_error("window_left and window_right", "at least 0", std::to_string(*window));
   }
   STROP_RETURN_IF_ERROR(check_out(in, out));
-  if (p.batch == 0 || p.max_q == 0 || is_empty(in.q)) return {};
+  if (is_empty(in.q) || (!p.packed && p.batch == 0)) return {};  // packed, the rows of no sequence are still written
 
   p.q = tensor(in.q), p.k = tensor(in.k), p.v = tensor(in.v), p.out = tensor(out);
   p.cu_q = integers(in.cu_q), p.cu_k = integers(in.cu_k), p.key_lengths = integers(in.key_lengths);

@@ -326,10 +326,7 @@ Tensor attention_packed_op(const Tensor& query, const Tensor& key, const Tensor&
   options.scale = scale;
   options.window_left = bound(window_left);
   options.window_right = bound(window_right);
-  Tensor out = new_tensor(query, sizes_of(query));
-  // The kernel leaves the rows behind the last sequence as they are. How many there are is not known here: cu may be on
-  // another device, and reading it would wait.
-  torch::stable::zero_(out);
+  const Tensor out = new_tensor(query, sizes_of(query));
   run_attention(in, options, view_of(out, "out"));
   return out;
 }

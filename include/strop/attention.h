@@ -5,11 +5,11 @@
 //
 // The softmax and all sums are fp32 whatever the dtype; for float16 and bfloat16 on CUDA the weights meet v rounded to
 // that dtype, as tensor cores want them. Results are bitwise the same from run to run, and a sequence's are the same
-// whatever shares the batch, for one device, strides and alignment.
+// whatever shares the batch and whatever max_q and max_k are, for one device, strides and alignment.
 //
 // A query for which no key is admitted, or whose bias is -inf everywhere, gets 0. One whose bias is very negative but
-// finite everywhere gets the plain softmax. Keys behind a sequence's length are never read; what is masked otherwise
-// must be finite in v, as 0 times NaN is NaN.
+// finite everywhere gets the plain softmax. Without a bias, scores beyond 2e38 may count as infinite. Keys behind a
+// sequence's length are never read; what is masked otherwise must be finite in v, as 0 times NaN is NaN.
 #pragma once
 
 #include <cstddef>
@@ -29,7 +29,8 @@ struct AttentionInputs {
   // (query head h meets key head h / (H / Hkv)).
   TensorView q, k, v;
   // Packed: (B + 1,), int32 or int64: sequence b has rows [cu[b], cu[b + 1]); neither sinks. None has more than max_q
-  // queries and max_k keys, which say how much work is started.
+  // queries and max_k keys, which say how much work is started. Rows of q that no sequence has, before the first and
+  // behind the last, are not read, and become 0.
   TensorView cu_q, cu_k;
   std::int64_t max_q = 0, max_k = 0;
   TensorView key_lengths;  // (B,), int32 or int64, or none: only so many keys of each sequence are there

@@ -1,115 +1,26 @@
 // Attention on CUDA: what its kernels share; the maths is in attention.h. attention_mma.cuh has the kernel on the
 // tensor cores, attention_any.cuh the one for any dtype and layout.
 //
-// A block has a tile of rows: queries of one sequence, with all heads that share a key head (row r is query r / group
-// of head r % group), so that a key is read once for the group. It goes over the keys of its rows in tiles, with the
-// sums of out in registers. Few rows with many keys are cut into chunks of keys, a block each: each leaves its sums in
-// the workspace, and the one that comes last merges them in the chunks' order. No block waits for another.
+// A block goes over the keys of its rows (attention_unit.cuh) in tiles, with the sums of out in registers. Where a
+// sequence's keys are cut into chunks each block leaves its sums in the workspace, and the one that comes last merges
+// them in the chunks' order. No block waits for another.
 #pragma once
 
 #include <cmath>
 
 #include "base/arrival.cuh"
-#include "base/convert.cuh"
 #include "base/ptx/grid.cuh"
 #include "base/ptx/math.cuh"
-#include "kernels/attention/attention.h"
-#include "kernels/attention/attention_tuning.h"
+#include "kernels/attention/attention_unit.cuh"
 #include "strop/launch.h"
 
 namespace strop::attn {
 
-struct Args {
-  Problem p;
-  Tuning tuning;
-  unsigned units = 1;     // blocks for each sequence and key head
-  std::uint64_t tag = 0;  // of the launch
-};
-
-__device__ __forceinline__ float nothing() { return -INFINITY; }
+inline constexpr float kLog2E = 1.44269504f;
 // exp(x): 2 ulp and the rounding of the product, |x| units of 2^-24; 0 for -inf.
-__device__ __forceinline__ float exp_of(float x) { return ptx::exp2_approx(x * 1.44269504f); }
+__device__ __forceinline__ float exp_of(float x) { return ptx::exp2_approx(x * kLog2E); }
 // What is taken off a row's scores: its largest; nothing while it has no key.
 __device__ __forceinline__ float offset_of(float largest) { return largest == nothing() ? 0.f : largest; }
-
-// A row's keys, and where its mask and bias begin; null where there is none.
-struct RowKeys {
-  int begin = 0, end = 0;
-  const char *mask = nullptr, *bias = nullptr;
-
-  // The score of key j, given the dot; -inf where it is not admitted.
-  __device__ __forceinline__ float score(const Problem& p, int j, float dot) const {
-    if (j < begin || j >= end) return nothing();
-    if (mask != nullptr && mask[j * p.mask.stride_k] == 0) return nothing();
-    if (bias == nullptr) return dot * p.scale;
-    const char* at = bias + j * p.bias.stride_k * dtype_bytes(p.bias.dtype);
-    const float b = p.bias.dtype == DType::kFloat64 ? static_cast<float>(*reinterpret_cast<const double*>(at))
-                    : p.bias.dtype == DType::kFloat32
-                        ? *reinterpret_cast<const float*>(at)
-                        : to_float(*reinterpret_cast<const std::uint16_t*>(at), p.bias.dtype);
-    return fmaf(dot, p.scale, b);
-  }
-  static __device__ __forceinline__ int dtype_bytes(DType dtype) {
-    return dtype == DType::kFloat64 ? 8 : float_bytes(dtype);
-  }
-};
-
-// A block's part of the work.
-struct Unit {
-  Sequence s;
-  std::int64_t segment, b;     // segment: sequence and key head
-  int kv, group, first, rows;  // of rows [0, rows) those from `first` on, a tile of them
-  int chunk, chunks;
-  int begin, end;  // keys of any of the rows, in this chunk
-
-  __device__ __forceinline__ bool find(const Args& a) {
-    const Problem& p = a.p;
-    segment = blockIdx.x / a.units;
-    const auto unit = static_cast<int>(blockIdx.x % a.units);
-    b = segment / p.kv_heads, kv = static_cast<int>(segment % p.kv_heads);
-    s = sequence_of(p, b);
-    group = static_cast<int>(p.group()), rows = static_cast<int>(s.q) * group;
-    chunks = static_cast<int>(chunks_of(rows, s.k));
-    chunk = chunks > 1 ? unit : 0, first = chunks > 1 ? 0 : unit * a.tuning.rows;
-    if (chunk >= chunks || first >= rows) return false;
-    const int last = min(first + a.tuning.rows, rows) - 1;
-    const std::int64_t size = chunk_size(rows, s.k), from = chunks > 1 ? chunk * size : 0;
-    const std::int64_t low = keys_of(p, s, first / group).begin, high = keys_of(p, s, last / group).end;
-    begin = static_cast<int>(low < from ? from : low < s.k ? low : s.k);
-    end = static_cast<int>(chunks > 1 && from + size < high ? from + size : high < 0 ? 0 : high);
-    return true;
-  }
-
-  __device__ __forceinline__ int query(int r) const { return r / group; }
-  __device__ __forceinline__ int head(int r) const { return kv * group + r % group; }
-  // The element of row r, in bytes from the tensor's first one.
-  __device__ __forceinline__ std::int64_t row_of(const Tensor& t, int r) const {
-    return b * t.stride_b + head(r) * t.stride_h + (s.q_begin + query(r)) * t.stride_l;
-  }
-  // That of key 0.
-  __device__ __forceinline__ std::int64_t keys_at(const Tensor& t) const {
-    return b * t.stride_b + kv * t.stride_h + s.k_begin * t.stride_l;
-  }
-
-  __device__ __forceinline__ RowKeys keys(const Problem& p, int r) const {
-    RowKeys row;
-    if (r >= rows) return row;
-    const Keys k = keys_of(p, s, query(r));
-    row.begin = static_cast<int>(k.begin < begin ? begin : k.begin < end ? k.begin : end);
-    row.end = static_cast<int>(k.end < end ? k.end : end);
-    const auto place = [&](const Mask& m) { return b * m.stride_b + head(r) * m.stride_h + query(r) * m.stride_q; };
-    if (p.mask.data != nullptr) row.mask = static_cast<const char*>(p.mask.data) + place(p.mask);
-    if (p.bias.data != nullptr)
-      row.bias = static_cast<const char*>(p.bias.data) + place(p.bias) * RowKeys::dtype_bytes(p.bias.dtype);
-    return row;
-  }
-
-  // Row r's sums in the workspace, as `of` left them; behind them its largest score and the sum of its weights.
-  __device__ __forceinline__ float* partial(const Problem& p, int of, int r) const {
-    auto* const floats = reinterpret_cast<float*>(static_cast<char*>(p.workspace) + counter_bytes(p));
-    return floats + ((segment * most_chunks(p) + of) * partial_rows(p) + r) * (p.d + 2);
-  }
-};
 
 __device__ __forceinline__ char* out_at(const Problem& p, const Unit& u, int r, int c) {
   return static_cast<char*>(p.out.data) + (u.row_of(p.out, r) + c * p.out.stride_d) * float_bytes(p.dtype);
@@ -124,6 +35,24 @@ __device__ __forceinline__ void store_out(const Problem& p, const Unit& u, int r
   }
 }
 __device__ __forceinline__ float inverse_of(float weight) { return weight == 0.f ? 0.f : 1.f / weight; }
+
+// Rows of no sequence become 0: those before the first and behind the last, a block each in turn.
+template <class Vector>
+__device__ __forceinline__ void clear_rest(const Args& a, const Unit& u) {
+  const Problem& p = a.p;
+  if (!p.packed) return;
+  const int bytes = float_bytes(p.dtype), step = static_cast<int>(sizeof(Vector)) / bytes, vectors = p.d / step;
+#pragma unroll 1
+  for (std::int64_t i = blockIdx.x; i < u.before + (p.total_q - u.behind); i += gridDim.x) {
+    const std::int64_t row = i < u.before ? i : i - u.before + u.behind;
+    const int all = static_cast<int>(p.heads) * vectors;
+#pragma unroll 1
+    for (int e = static_cast<int>(threadIdx.x); e < all; e += kThreads) {
+      const std::int64_t at = row * p.out.stride_l + e / vectors * p.out.stride_h + e % vectors * step * p.out.stride_d;
+      *reinterpret_cast<Vector*>(static_cast<char*>(p.out.data) + at * bytes) = Vector{};
+    }
+  }
+}
 
 // All of a block, once its sums are in the workspace: the last one of the segment writes out.
 __device__ __forceinline__ void merge(const Args& a, const Unit& u) {

@@ -39,6 +39,7 @@ inline constexpr std::int64_t kUnlimited = std::int64_t{1} << 60;
 // A checked call.
 struct Problem {
   std::int64_t batch = 0, heads = 1, kv_heads = 1, max_q = 0, max_k = 0;
+  std::int64_t total_q = 0;  // packed: rows of q and out, of which those of no sequence become 0
   int d = 8;
   DType dtype = DType::kFloat32;  // float32, float16 or bfloat16
   Tensor q, k, v, out;

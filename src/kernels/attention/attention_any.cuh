@@ -38,19 +38,25 @@ __device__ __forceinline__ void load_part(float (&to)[32][kAnyDepth + 1], const 
   }
 }
 
-__global__ void __launch_bounds__(kThreads) attention_any_kernel(const __grid_constant__ Args a) {
+__global__ void __launch_bounds__(kThreads, 3) attention_any_kernel(const __grid_constant__ Args a) {
   ptx::wait_for_previous_kernel();
   constexpr int kParts = 256 / kAnyDepth;
   const Problem& p = a.p;
   Unit u;
-  if (!u.find(a)) return;
+  const bool found = u.find(a);
+  if (p.dtype == DType::kFloat32) {
+    clear_rest<std::uint32_t>(a, u);
+  } else {
+    clear_rest<std::uint16_t>(a, u);
+  }
+  if (!found) return;
   AnyShared& shared = dynamic_shared<AnyShared>();
   const int column = static_cast<int>(threadIdx.x) % 16, own = static_cast<int>(threadIdx.x) / 16 * 4;
   const bool busy = u.first + static_cast<int>(threadIdx.x) / 32 * 8 < u.rows;  // of a warp
   float sums[kParts][4][2] = {}, largest[4], weight[4] = {};
   RowKeys keys[4];
 #pragma unroll
-  for (int r = 0; r < 4; ++r) largest[r] = nothing(), keys[r] = u.keys(p, u.first + own + r);
+  for (int r = 0; r < 4; ++r) largest[r] = nothing(), keys[r] = u.keys(a, u.first + own + r);
 
   for (int begin = u.begin / kAnyKeys * kAnyKeys; begin < u.end; begin += kAnyKeys) {
     const auto load_keys = [&](const Tensor& t, int c) {

@@ -24,9 +24,24 @@ void attend(const Problem& p, std::int64_t b, std::int64_t kv, std::int64_t firs
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
+#include <cstring>
+
 #include "base/chunks.h"
 
 namespace strop::attn {
+namespace {
+
+void clear_row(const Problem& p, std::int64_t row) {
+  const std::int64_t bytes = p.dtype == DType::kFloat32 ? 4 : 2;
+  for (std::int64_t h = 0; h < p.heads; ++h) {
+    for (int c = 0; c < p.d; ++c) {
+      const std::int64_t at = row * p.out.stride_l + h * p.out.stride_h + c * p.out.stride_d;
+      std::memset(static_cast<char*>(p.out.data) + at * bytes, 0, static_cast<std::size_t>(bytes));
+    }
+  }
+}
+
+}  // namespace
 
 Status run_cpu(const Problem& p) {
   constexpr std::int64_t kParallelProducts = 1 << 16;  // below, waking threads takes longer
@@ -39,6 +54,10 @@ Status run_cpu(const Problem& p) {
     static thread_local CpuScratch scratch;
     if (rows > 0) tile(p, b, kv, first, static_cast<int>(std::min<std::int64_t>(rows, kCpuRows)), scratch);
   });
+  if (p.packed) {
+    for (std::int64_t row = 0; row < p.cu_q.at(0); ++row) clear_row(p, row);
+    for (std::int64_t row = p.cu_q.at(p.batch); row < p.total_q; ++row) clear_row(p, row);
+  }
   return {};
 }
 

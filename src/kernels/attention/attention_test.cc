@@ -49,8 +49,9 @@ struct Case {
   Layout q_layout{}, k_layout{}, v_layout{}, out_layout{};
   bool heads_inside = false;  // padded: lies as (B, L, H, D), as a linear layer leaves it
   bool packed = false;
-  Lengths q_lengths, k_lengths;  // packed
-  Lengths key_lengths;           // none where empty
+  Lengths q_lengths, k_lengths;             // packed
+  std::int64_t q_before = 0, q_behind = 0;  // rows of q that are no sequence's
+  Lengths key_lengths;                      // none where empty
   DType integers = DType::kInt32;
   int mask = -1, bias = -1;  // which dimensions it has; -1: none
   DType bias_dtype = DType::kFloat32;
@@ -59,8 +60,9 @@ struct Case {
   AttentionOptions options;
   double shift = 0;  // to every key, away from every query: scores far below 0, where a phantom's 0 would tell
 
-  std::int64_t max_q() const { return packed ? *std::max_element(q_lengths.begin(), q_lengths.end()) : lq; }
-  std::int64_t max_k() const { return packed ? *std::max_element(k_lengths.begin(), k_lengths.end()) : lk; }
+  static std::int64_t longest(const Lengths& l) { return l.empty() ? 0 : *std::max_element(l.begin(), l.end()); }
+  std::int64_t max_q() const { return packed ? longest(q_lengths) : lq; }
+  std::int64_t max_k() const { return packed ? longest(k_lengths) : lk; }
   std::string text() const {
     std::ostringstream out;
     const auto list = [&](const char* name, const Lengths& lengths) {
@@ -123,17 +125,17 @@ struct Data {
   TensorData q, k, v, out, cu_q, cu_k, key_lengths, mask, bias;
 
   Data(const Case& c, Random& random)
-      : q(c.dtype, shape(c, c.heads, c.lq, c.q_lengths), c.q_layout),
+      : q(c.dtype, shape(c, c.heads, c.lq, c.q_lengths, c.q_before + c.q_behind), c.q_layout),
         k(c.dtype, shape(c, c.kv_heads, c.lk, c.k_lengths), c.k_layout),
         v(c.dtype, shape(c, c.kv_heads, c.lk, c.k_lengths), c.v_layout),
-        out(c.dtype, shape(c, c.heads, c.lq, c.q_lengths), c.out_layout),
+        out(c.dtype, shape(c, c.heads, c.lq, c.q_lengths, c.q_before + c.q_behind), c.out_layout),
         cu_q(c.integers, {c.batch + 1}),
         cu_k(c.integers, {c.batch + 1}),
         key_lengths(c.integers, {c.batch}),
         mask(DType::kBool, mask_shape(c, c.mask)),
         bias(c.bias_dtype, mask_shape(c, c.bias)) {
     q.fill([&](std::int64_t) { return random.normal() - c.shift; });
-    for (std::int64_t b = 0, q_at = 0, k_at = 0; b <= c.batch && c.packed; ++b) {
+    for (std::int64_t b = 0, q_at = c.q_before, k_at = 0; b <= c.batch && c.packed; ++b) {
       cu_q.set(b, static_cast<double>(q_at)), cu_k.set(b, static_cast<double>(k_at));
       if (b < c.batch) q_at += c.q_lengths[b], k_at += c.k_lengths[b];
     }
@@ -152,8 +154,9 @@ struct Data {
     bias.fill([&](std::int64_t) { return random.normal(); });
   }
 
-  static std::vector<std::int64_t> shape(const Case& c, std::int64_t heads, std::int64_t n, const Lengths& lengths) {
-    if (c.packed) return {sum_of(lengths), heads, c.d};
+  static std::vector<std::int64_t> shape(const Case& c, std::int64_t heads, std::int64_t n, const Lengths& lengths,
+                                         std::int64_t more = 0) {
+    if (c.packed) return {sum_of(lengths) + more, heads, c.d};
     return c.heads_inside ? std::vector<std::int64_t>{c.batch, n, heads, c.d}
                           : std::vector<std::int64_t>{c.batch, heads, n, c.d};
   }
@@ -177,7 +180,7 @@ struct Data {
     return (c.heads_inside ? (b * n + l) * heads + h : (b * heads + h) * n + l) * c.d + e;
   }
   double result(const Case& c, std::int64_t b, std::int64_t h, std::int64_t i, int e) const {
-    return out.get(element(c, c.heads, c.lq, c.q_lengths, b, h, i, e));
+    return out.get((c.packed ? c.q_before * c.heads * c.d : 0) + element(c, c.heads, c.lq, c.q_lengths, b, h, i, e));
   }
 
   static TensorView ordered(const Case& c, TensorView view) {
@@ -219,6 +222,7 @@ struct Data {
     Problem p;
     p.batch = c.batch, p.heads = c.heads, p.kv_heads = c.kv_heads, p.max_q = c.max_q(), p.max_k = c.max_k();
     p.d = c.d, p.dtype = c.dtype, p.packed = c.packed;
+    if (c.packed) p.total_q = q.shape()[0];
     p.q = tensor(in.q), p.k = tensor(in.k), p.v = tensor(in.v);
     p.cu_q = {in.cu_q.data, 1, wide}, p.cu_k = {in.cu_k.data, 1, wide}, p.key_lengths = {in.key_lengths.data, 1, wide};
     p.mask = masked(in.mask), p.bias = masked(in.bias);
@@ -301,6 +305,11 @@ void check(const Case& c, const Backend& backend, Data data) {
     input->expect_unchanged("an input");
   }
   compare(c, data, wanted);
+  for (std::int64_t row = 0; c.packed && row < c.q_before + c.q_behind; ++row) {
+    const std::int64_t at = row < c.q_before ? row : row + sum_of(c.q_lengths);
+    for (std::int64_t e = 0; e < c.heads * c.d; ++e)
+      ASSERT_EQ(data.out.get(at * c.heads * c.d + e), 0) << "row " << at << ", which is no sequence's";
+  }
   if (kEmulated) return;  // slow; SequencesDoNotInfluenceEachOther compares runs
   ASSERT_TRUE(again.run(c, backend).ok());
   EXPECT_TRUE(data.out.bytes() == again.out.bytes()) << "another result the second time";
@@ -518,11 +527,65 @@ TEST(AttentionSmall, Packed) {
         c.integers = random.pick({DType::kInt32, DType::kInt64});
         c.q_lengths = {3, 0, sized<std::int64_t>(70, 20), 1, 17};
         c.k_lengths = same ? c.q_lengths : Lengths{0, 5, 33, 64, 2};
+        if (random.chance(0.5)) c.q_before = 2, c.q_behind = 3;
         c.options.causal = random.chance(0.5);
         c.options.diagonal = random.chance(0.5) ? Diagonal::kBottomRight : Diagonal::kTopLeft;
         if (random.chance(0.5)) c.bias = static_cast<int>(random.integer(0, 15));
         if (random.chance(0.3)) c.key_lengths = {2, 4, 8, 64, 1};
         check(c, backend, random);
+      }
+    }
+  }
+}
+
+// They become 0, whatever q has there, also where there is nothing else to do.
+TEST(AttentionSmall, RowsOfNoSequence) {
+  Random random(85);
+  for (const Backend& backend : some_backends()) {
+    for (DType dtype : kFloats) {
+      for (const Lengths& lengths : {Lengths{3, 9}, {0, 0}, {}, {40}}) {
+        for (std::int64_t before : {0, 4}) {
+          Case c;
+          c.packed = true;
+          c.batch = static_cast<std::int64_t>(lengths.size()), c.heads = 2, c.kv_heads = 1, c.d = 24;
+          c.dtype = dtype;
+          c.integers = random.pick({DType::kInt32, DType::kInt64});
+          c.q_lengths = c.k_lengths = lengths;
+          c.q_before = before, c.q_behind = before == 0 ? 70 : 1;
+          c.out_layout = random.pick(kWritableLayouts);
+          Data data(c, random);
+          for (std::int64_t e = 0; e < c.q_before * c.heads * c.d; ++e) data.q.set(e, kNan);
+          check(c, backend, data);
+        }
+      }
+    }
+  }
+}
+
+// Blocks of more rows, where there are enough of them, change no bit (and max_q does not tell how many a sequence has).
+TEST(Attention, RowsABlockDoNotChangeResults) {
+  for (const Backend& backend : some_backends()) {
+    if (!backend.cuda()) continue;
+    for (int d : sized<std::vector<int>>({24, 32, 64}, {24, 64})) {
+      for (const bool causal : {false, true}) {
+        Random random(86);
+        Case few;
+        few.packed = true;
+        few.d = d, few.dtype = DType::kFloat16;
+        few.q_lengths = few.k_lengths = {sized<std::int64_t>(200, 90)};
+        few.options.causal = causal;
+        Case many = few;
+        // What is behind the first are sequences of no rows.
+        many.batch = 600;
+        many.q_lengths.resize(600), many.k_lengths.resize(600);
+        Data one(few, random), other(many, random);
+        for (std::int64_t i = 0; i < one.q.numel(); ++i)
+          other.q.set(i, one.q.get(i)), other.k.set(i, one.k.get(i)), other.v.set(i, one.v.get(i));
+        check(few, backend, one);
+        const UseBackend use(backend);
+        ASSERT_TRUE(one.run(few, backend).ok());
+        ASSERT_TRUE(other.run(many, backend).ok());
+        EXPECT_TRUE(one.out.bytes() == other.out.bytes()) << backend << " " << d;
       }
     }
   }
@@ -913,12 +976,19 @@ TEST(Attention, OffsetsHave64Bits) {
 
 TEST(AttentionSmall, Tuning) {
   for (int d = 8; d <= 256; d += 8) {
-    const Tuning t = tune(d, true, 227 * 1024);
-    EXPECT_TRUE(t.mma);
-    EXPECT_GE(t.head, d);
-    EXPECT_LE(t.shared_bytes, 99u * 1024) << "of the smallest device from sm_80 on";
-    EXPECT_FALSE(tune(d, false, 227 * 1024).mma);
-    EXPECT_LE(tune(d, true, 12 * 1024).shared_bytes, 12u * 1024);
+    const auto tuned = [&](bool dense, std::size_t bytes, bool plain, std::int64_t segments, std::int64_t rows) {
+      return tune(d, dense, bytes, plain, segments, rows, 132);
+    };
+    for (std::int64_t segments : {1, 1000}) {
+      const Tuning t = tuned(true, 227 * 1024, true, segments, 300);
+      EXPECT_TRUE(t.mma);
+      EXPECT_GE(t.head, d);
+      EXPECT_LE(t.shared_bytes, 99u * 1024) << "of the smallest device from sm_80 on";
+      EXPECT_EQ(t.tiles, segments > 1 && d <= 64 ? 2 : 1);
+      EXPECT_EQ(tuned(true, 227 * 1024, false, segments, 300).tiles, 1);
+      EXPECT_FALSE(tuned(false, 227 * 1024, true, segments, 300).mma);
+      EXPECT_LE(tuned(true, 12 * 1024, true, segments, 300).shared_bytes, 12u * 1024);
+    }
   }
 }
 
