@@ -6,6 +6,7 @@
 #include <string>
 
 #include "base/checks.h"
+#include "kernels/ragged/pack_starts.h"
 #include "kernels/ragged/take_rows.h"
 #include "kernels/ragged/token_index.h"
 
@@ -41,7 +42,7 @@ struct Named {
 };
 
 // Shape (n,) with neighbouring elements, memory that none of `others` has.
-Status check_list(const Named& output, DType dtype, std::int64_t n, const TensorView& mask,
+Status check_list(const Named& output, DType dtype, std::int64_t n, const Named& first,
                   std::initializer_list<Named> others) {
   const TensorView& view = output.view;
   if (view.dtype != dtype) [[unlikely]]
@@ -50,7 +51,7 @@ Status check_list(const Named& output, DType dtype, std::int64_t n, const Tensor
     return value_error(output.name, "shape " + tuple_text(&n, 1), shape_text(view));
   if (n > 1 && view.strides[0] != 1) [[unlikely]]
     return value_error(output.name, "a contiguous tensor", "strides " + strides_text(view));
-  STROP_RETURN_IF_ERROR(check_same_device(output.name, view, mask, "mask"));
+  STROP_RETURN_IF_ERROR(check_same_device(output.name, view, first.view, first.name));
   STROP_RETURN_IF_ERROR(check_data(output.name, view, n == 0));
   for (const Named& other : others) {
     if (range_of(view).overlaps(range_of(other.view))) [[unlikely]]
@@ -98,8 +99,14 @@ Status check_out(const TensorView& out, const TensorView& x, const char* name, c
 }
 
 // In host memory: numbers of rows of x and, where there may be none, negative ones.
-Status check_numbers(const char* name, const ragged::TakeRows& p, bool negative) {
-  if (!negative) return check_in_range(name, "numbers", p.index, p.rows, p.x_rows, "x");
+Status check_numbers(const char* name, const ragged::TakeRows& p, bool maybe_none) {
+  for (std::int64_t i = 0; p.repeated && i < p.rows; ++i) {
+    if (p.index.at(i) >= 0 && p.x_rows > 0) continue;
+    return value_error(name, p.x_rows > 0 ? "numbers from 0 on" : "no numbers, as x has no rows",
+                       std::to_string(p.index.at(i)) + " at " + std::to_string(i));
+  }
+  if (p.repeated) return {};
+  if (!maybe_none) return check_in_range(name, "numbers", p.index, p.rows, p.x_rows, "x");
   for (std::int64_t i = 0; i < p.rows; ++i) {
     const std::int64_t row = p.index.at(i);
     if (row >= p.x_rows) [[unlikely]] {
@@ -110,7 +117,9 @@ Status check_numbers(const char* name, const ragged::TakeRows& p, bool negative)
   return {};
 }
 
-Status take_rows(const TensorView& x, const char* name, const TensorView& index, bool negative, const TensorView& out,
+enum class Numbers : std::uint8_t { kRows, kMaybeNone, kRepeated };
+
+Status take_rows(const TensorView& x, const char* name, const TensorView& index, Numbers kind, const TensorView& out,
                  void* stream) {
   STROP_RETURN_IF_ERROR(check_rows_of_x(x));
   STROP_RETURN_IF_ERROR(check_index(name, index, x));
@@ -125,6 +134,7 @@ Status take_rows(const TensorView& x, const char* name, const TensorView& index,
   p.x = {x.data, x.strides[0], x.strides[1]};
   p.out = {out.data, out.strides[0], out.strides[1]};
   p.index = integers(index);
+  p.repeated = kind == Numbers::kRepeated;
 #if STROP_WITH_CUDA
   if (x.device == DeviceType::kCuda) {
 #if STROP_EMULATED
@@ -135,7 +145,7 @@ Status take_rows(const TensorView& x, const char* name, const TensorView& index,
 #else
   static_cast<void>(stream);
 #endif
-  STROP_RETURN_IF_ERROR(check_numbers(name, p, negative));
+  STROP_RETURN_IF_ERROR(check_numbers(name, p, kind == Numbers::kMaybeNone));
   return ragged::run_cpu(p);
 }
 
@@ -147,11 +157,12 @@ Status token_index(const TensorView& mask, const TensorView& cu, const TensorVie
   ragged::Problem p;
   p.sequences = mask.shape[0];
   p.length = mask.shape[1];
-  STROP_RETURN_IF_ERROR(check_list({"cu", cu}, DType::kInt32, p.sequences + 1, mask, {{"mask", mask}}));
-  STROP_RETURN_IF_ERROR(check_list({"rows", rows}, DType::kInt32, p.positions(), mask, {{"mask", mask}, {"cu", cu}}));
+  const Named first = {"mask", mask};
+  STROP_RETURN_IF_ERROR(check_list({"cu", cu}, DType::kInt32, p.sequences + 1, first, {{"mask", mask}}));
+  STROP_RETURN_IF_ERROR(check_list({"rows", rows}, DType::kInt32, p.positions(), first, {{"mask", mask}, {"cu", cu}}));
   STROP_RETURN_IF_ERROR(
-      check_list({"where", where}, DType::kInt32, p.positions(), mask, {{"mask", mask}, {"cu", cu}, {"rows", rows}}));
-  STROP_RETURN_IF_ERROR(check_list({"summary", summary}, DType::kInt64, 4, mask,
+      check_list({"where", where}, DType::kInt32, p.positions(), first, {{"mask", mask}, {"cu", cu}, {"rows", rows}}));
+  STROP_RETURN_IF_ERROR(check_list({"summary", summary}, DType::kInt64, 4, first,
                                    {{"mask", mask}, {"cu", cu}, {"rows", rows}, {"where", where}}));
   p.mask = {mask.data, mask.strides[0], mask.strides[1], mask.dtype};
   p.cu = static_cast<std::int32_t*>(cu.data);
@@ -176,11 +187,53 @@ Status token_index(const TensorView& mask, const TensorView& cu, const TensorVie
 }
 
 Status gather_rows(const TensorView& x, const TensorView& rows, const TensorView& out, void* stream) {
-  return take_rows(x, "rows", rows, false, out, stream);
+  return take_rows(x, "rows", rows, Numbers::kRows, out, stream);
+}
+
+Status gather_repeated_rows(const TensorView& x, const TensorView& rows, const TensorView& out, void* stream) {
+  return take_rows(x, "rows", rows, Numbers::kRepeated, out, stream);
 }
 
 Status scatter_rows(const TensorView& x, const TensorView& where, const TensorView& out, void* stream) {
-  return take_rows(x, "where", where, true, out, stream);
+  return take_rows(x, "where", where, Numbers::kMaybeNone, out, stream);
+}
+
+Status pack_starts(const TensorView& cu, std::int64_t count, const TensorView& cu_out, const TensorView& first_out,
+                   void* stream) {
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+  if (cu.dtype != DType::kInt32 && cu.dtype != DType::kInt64) [[unlikely]]
+    return type_error("cu", "int32 or int64", dtype_name(cu.dtype));
+  if (cu.rank != 1 || cu.shape[0] < 1) [[unlikely]]
+    return value_error("cu", "shape (B + 1,)", shape_text(cu));
+  STROP_RETURN_IF_ERROR(check_device("cu", cu, STROP_WITH_CUDA != 0));
+  STROP_RETURN_IF_ERROR(check_data("cu", cu, false));
+  if (count < 0 || count > kMost) [[unlikely]]
+    return value_error("count", "a number from 0 to 2^31 - 1", std::to_string(count));
+  const std::int64_t numbers = cu_out.rank == 1 ? cu_out.shape[0] : 0;
+  if (numbers < cu.shape[0] || numbers > kMost) [[unlikely]]
+    return value_error("cu_out", "at least cu's " + std::to_string(cu.shape[0]) + " numbers", std::to_string(numbers));
+  STROP_RETURN_IF_ERROR(check_list({"cu_out", cu_out}, DType::kInt32, numbers, {"cu", cu}, {{"cu", cu}}));
+  STROP_RETURN_IF_ERROR(
+      check_list({"first_out", first_out}, DType::kInt32, numbers - 1, {"cu", cu}, {{"cu", cu}, {"cu_out", cu_out}}));
+  ragged::PackStarts p;
+  p.sequences = cu.shape[0] - 1;
+  p.most = numbers - 1;
+  p.count = count;
+  p.cu = integers(cu);
+  p.cu_out = static_cast<std::int32_t*>(cu_out.data);
+  p.first_out = static_cast<std::int32_t*>(first_out.data);
+#if STROP_WITH_CUDA
+  if (cu.device == DeviceType::kCuda) {
+#if STROP_EMULATED
+    const emu::Names names(
+        {{"cu", cu}, {"cu_out", cu_out, emu::Access::kOutput}, {"first_out", first_out, emu::Access::kOutput}});
+#endif
+    return ragged::run_cuda(p, stream);
+  }
+#else
+  static_cast<void>(stream);
+#endif
+  return ragged::run_cpu(p);
 }
 
 }  // namespace strop

@@ -91,6 +91,36 @@ def test_rows_of_any_dtype_and_strides(dtype: torch.dtype, device: str) -> None:
     assert ops.gather_rows(x, rows[:0]).shape == (0, 6, 5)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bfloat16, torch.float64, torch.complex64], ids=str)
+def test_rows_into_memory_that_is_there(dtype: torch.dtype, device: str) -> None:
+    x = (draw(4, 6, 5) * 9).to(device).to(dtype)
+    rows = torch.tensor([3, 0, 3, 11], dtype=torch.int32, device=device)
+    for seen in (x, x.transpose(1, 2), x[:, ::2], x[:, :, :0], x[:, 0, 0]):
+        taken = seen[rows.long() % 4]
+        assert torch.equal(ops.gather_rows(seen, rows, True), taken)
+        for operator in (ops.gather_rows_out, ops.gather_rows_out_plain):
+            out = torch.full((7, *seen.shape[1:]), 7, dtype=dtype, device=device)
+            operator(seen, rows, out, True)
+            assert torch.equal(out[:4], taken) and out[4:].eq(7).all()
+            operator(seen, rows[:2], out)
+            assert torch.equal(out[:4], taken) and out[4:].eq(7).all()
+            operator(seen, rows[:0], out)
+            every_second = torch.full((7, *seen.shape[1:], 2), 7, dtype=dtype, device=device)[..., 0]
+            operator(seen, rows, every_second, True)
+            assert torch.equal(every_second[:4], taken) and every_second[4:].eq(7).all()
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.int64], ids=str)
+def test_pack_starts(kind: torch.dtype, device: str) -> None:
+    cu = torch.tensor([0, 3, 3, 7, 7], dtype=kind, device=device)
+    for operator in (ops.pack_starts, ops.pack_starts_plain):
+        for most in (4, 6, 300):
+            cu_out, first = (torch.full((n,), -9, dtype=torch.int32, device=device) for n in (most + 1, most))
+            operator(cu, 7, cu_out, first)
+            assert cu_out.tolist() == [0, 3, 3, 7, 7] + [7] * (most - 4)
+            assert first.tolist() == [0, 3, 3, 6] + [0] * (most - 4)
+
+
 def test_token_index_of_strided_masks(device: str) -> None:
     mask = torch.tensor(MASKS["right padding"], device=device)
     for seen in (mask.T, mask[:, ::2], mask[:1].expand(3, 4), mask.to(torch.complex64)):
@@ -625,6 +655,13 @@ def test_tracing_of_packing(operator: str) -> None:
     torch.library.opcheck(getattr(ops, operator).default, args)
 
 
+def test_tracing_of_what_is_written() -> None:
+    x, index, out = draw(6, 8), torch.tensor([0, 2, 5], dtype=torch.int32), draw(7, 8)
+    torch.library.opcheck(ops.gather_rows_out.default, (x, index, out))
+    starts = torch.zeros(6, dtype=torch.int32), torch.zeros(5, dtype=torch.int32)
+    torch.library.opcheck(ops.pack_starts.default, (index, 5, *starts))
+
+
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "weight's size": (lambda: ops.layer_norm(draw(3, 8).float(), draw(7).float(), None, 1e-5), "ValueError: weight"),
     "eps": (lambda: ops.rms_norm(draw(3, 8).float(), None, -1.0), "ValueError: eps"),
@@ -653,6 +690,20 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         "ValueError: rows: expected numbers from 0 to 2, the rows of x, got 3 at 1",
     ),
     "row, negative": (lambda: ops.gather_rows(draw(3), torch.tensor([0, -1])), "ValueError: rows: expected numbers"),
+    "rows that are too many": (
+        lambda: ops.gather_rows_out(draw(3, 8), torch.zeros(4, dtype=torch.int32), draw(3, 8)), "size"),
+    "rows' own memory": (
+        lambda: (lambda x: ops.gather_rows_out(x, torch.tensor([0, 1]), x))(draw(3, 8)),
+        "ValueError: out: expected memory of its own",
+    ),
+    "repeated, negative": (
+        lambda: ops.gather_rows(draw(3, 8), torch.tensor([4, -1]), True),
+        "ValueError: rows: expected numbers from 0 on",
+    ),
+    "starts": (
+        lambda: ops.pack_starts(torch.zeros(3).int(), 4, torch.zeros(2).int(), torch.zeros(1).int()),
+        "ValueError: cu_out: expected at least cu's 3 numbers, got 2",
+    ),
     "place": (
         lambda: ops.scatter_rows(draw(3, 2, 4).bfloat16(), torch.tensor([-1, 3]).int()),
         "ValueError: where: expected numbers below 3",

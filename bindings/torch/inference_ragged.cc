@@ -72,9 +72,35 @@ MaybeTensor take(Take core, const Tensor& x, const Tensor& index, const char* na
   return out;
 }
 
-Tensor gather_rows_op(const Tensor& x, const Tensor& rows) {
-  const MaybeTensor out = take(&gather_rows, x, rows, "rows");
-  return out.has_value() ? *out : one("strop::gather_rows_plain", x, rows);
+Take gather(bool repeated) { return repeated ? &gather_repeated_rows : &gather_rows; }
+
+Tensor gather_rows_op(const Tensor& x, const Tensor& rows, bool repeated) {
+  const MaybeTensor out = take(gather(repeated), x, rows, "rows");
+  return out.has_value() ? *out : one("strop::gather_rows_plain", x, rows, repeated);
+}
+
+// Into the first rows of what is there already.
+void gather_rows_out_op(const Tensor& x, const Tensor& rows, const Tensor& out, bool repeated) {
+  const auto plain = [&] { call("strop::gather_rows_out_plain", "", x, rows, out, repeated); };
+  if (!has_size(x) || x.dim() < 1 || out.dim() != x.dim() || rows.dim() != 1 || rows.size(0) > out.size(0) ||
+      !out.is_contiguous()) {
+    return plain();
+  }
+  for (std::int64_t i = 1; i < x.dim(); ++i) {
+    if (x.size(i) != out.size(i)) return plain();
+  }
+  Tensor kept, ignored;
+  const std::optional<TensorView> from = flat_rows(x, kept);
+  if (!from.has_value()) return;  // rows of no element
+  TensorView to = *flat_rows(out, ignored);
+  to.shape[0] = rows.size(0);
+  const TensorView numbers = view_of(rows, "rows");
+  check(on_stream(*from, [&](void* stream) { return gather(repeated)(*from, numbers, to, stream); }));
+}
+
+void pack_starts_op(const Tensor& cu, std::int64_t count, const Tensor& cu_out, const Tensor& first_out) {
+  const TensorView in = view_of(cu, "cu"), numbers = view_of(cu_out, "cu_out"), first = view_of(first_out, "first_out");
+  check(on_stream(in, [&](void* stream) { return pack_starts(in, count, numbers, first, stream); }));
 }
 
 Tensor scatter_rows_op(const Tensor& x, const Tensor& where) {
@@ -112,6 +138,8 @@ template <class Library>
 void implement(Library& m) {
   m.impl("token_index", TORCH_BOX(&token_index_op));
   m.impl("gather_rows", TORCH_BOX(&gather_rows_op));
+  m.impl("gather_rows_out", TORCH_BOX(&gather_rows_out_op));
+  m.impl("pack_starts", TORCH_BOX(&pack_starts_op));
   m.impl("scatter_rows", TORCH_BOX(&scatter_rows_op));
   m.impl("mean_pool", TORCH_BOX(&mean_pool_op));
   m.impl("mean_pool_packed", TORCH_BOX(&mean_pool_packed_op));

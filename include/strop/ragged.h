@@ -9,6 +9,8 @@
 // gives the padded layout back.
 #pragma once
 
+#include <cstdint>
+
 #include "strop/status.h"
 #include "strop/tensor_view.h"
 
@@ -34,8 +36,20 @@ Status token_index(const TensorView& mask, const TensorView& cu, const TensorVie
 // that names it, with nothing written; on CUDA, where that would have to be waited for, zeros.
 Status gather_rows(const TensorView& x, const TensorView& rows, const TensorView& out, void* stream = nullptr);
 
+// The same of x repeated without end, out[t] = x[rows[t] mod N]: what has one row a position (N, n), the same for every
+// sequence of a padded batch, taken by the places of tokens. On the CPU a negative number is an error; on CUDA zeros.
+Status gather_repeated_rows(const TensorView& x, const TensorView& rows, const TensorView& out, void* stream = nullptr);
+
 // out[p] = x[where[p]], and zeros where where[p] is negative: each row of out is written once. x (T, n), where (N,) and
 // out (N, n) as above. A row at or behind T: on the CPU an error that names it, with nothing written; on CUDA zeros.
 Status scatter_rows(const TensorView& x, const TensorView& where, const TensorView& out, void* stream = nullptr);
+
+// Where packed sequences begin, for a batch of fixed size that has place for more: cu (B + 1,), int32 or int64, any
+// stride, of `count` tokens. Outputs are int32, contiguous and have memory of their own:
+//   cu_out     (S + 1,), S at least B: cu, and `count` behind, so that what is behind the batch has no tokens
+//   first_out  (S,): each sequence's first token, count - 1 at most (for one without tokens behind the last one that
+//              has some), and 0 behind the batch
+Status pack_starts(const TensorView& cu, std::int64_t count, const TensorView& cu_out, const TensorView& first_out,
+                   void* stream = nullptr);
 
 }  // namespace strop

@@ -2,8 +2,8 @@
 
 They say what the kernels have to compute. A kernel registered for CPU or CUDA (bindings/torch/inference_ops.cc) takes
 the place of the one here, which stays as the fallback of every other device and for what the kernel does not take:
-float64, and what `kernel_refuses` lists. All are functional: no argument is written, no result shares an argument's
-memory. Inputs may have any strides. Where nothing else is said, a result has the dtype of the first argument and is
+float64, and what `kernel_refuses` lists. All are functional but those with an argument named …out: no argument is
+written, no result shares an argument's memory. Inputs may have any strides. Where nothing else is said, a result has the dtype of the first argument and is
 contiguous, and sums are taken in float32 or better.
 
 In float16 and bfloat16 the implementations here round where a model does: after a residual's addition, after each of a
@@ -503,14 +503,47 @@ def token_index(mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return cu.int(), rows[:-1].int(), where.int(), summary
 
 
-def _fake_rows(x: Tensor, index: Tensor) -> Tensor:
+def _fake_rows(x: Tensor, index: Tensor, *_: Any, **__: Any) -> Tensor:
     return x.new_empty((index.shape[0], *x.shape[1:]))
 
 
-@_define("gather_rows(Tensor x, Tensor rows) -> Tensor", _fake_rows, _refuses_rows)
-def gather_rows(x: Tensor, rows: Tensor) -> Tensor:
-    """x[rows], (T, …): x is (N, …), rows (T) of int32 or int64 from 0 to N − 1."""
-    return x.index_select(0, rows)
+def _fake_nothing(*_: Any, **__: Any) -> None:
+    return None
+
+
+@_define("gather_rows(Tensor x, Tensor rows, bool repeated=False) -> Tensor", _fake_rows, _refuses_rows)
+def gather_rows(x: Tensor, rows: Tensor, repeated: bool = False) -> Tensor:
+    """x[rows], (T, …): x is (N, …), rows (T) of int32 or int64 from 0 to N − 1.
+
+    With `repeated` x goes on without end, x[rows % N]: what has one row a position, the same for all sequences.
+    """
+    return x.index_select(0, rows % x.shape[0] if repeated and x.shape[0] else rows)
+
+
+@_define(
+    "gather_rows_out(Tensor x, Tensor rows, Tensor(a!) out, bool repeated=False) -> ()", _fake_nothing, _refuses_rows
+)
+def gather_rows_out(x: Tensor, rows: Tensor, out: Tensor, repeated: bool = False) -> None:
+    """gather_rows into the first T rows of `out`, of which there are at least as many; the others stay as they are."""
+    out[: rows.shape[0]].copy_(gather_rows(x, rows, repeated))
+
+
+@_define(
+    "pack_starts(Tensor cu, SymInt count, Tensor(a!) cu_out, Tensor(b!) first_out) -> ()",
+    _fake_nothing,
+    lambda *_, **__: "",
+)
+def pack_starts(cu: Tensor, count: int, cu_out: Tensor, first_out: Tensor) -> None:
+    """Where the sequences of a batch begin, into memory for at least as many.
+
+    cu is (batch + 1), as in attention_packed, of `count` tokens. cu_out, int32 (S + 1), gets cu, and `count` behind;
+    first_out, int32 (S), each sequence's first token, count − 1 at most, and 0 behind the batch.
+    """
+    batch = cu.shape[0] - 1
+    cu_out[: batch + 1].copy_(cu)
+    cu_out[batch + 1 :].fill_(count)
+    first_out[:batch].copy_(cu[:-1].clamp(max=count - 1))
+    first_out[batch:].zero_()
 
 
 @_define("scatter_rows(Tensor x, Tensor where) -> Tensor", _fake_rows, _refuses_rows)

@@ -27,27 +27,33 @@ class Tokens:
     count: int
     longest: int
     cu: Tensor  # int32 (batch + 1): tokens before each sequence
-    first: Tensor  # int32 (batch): each sequence's first token
     rows: Tensor | None  # int32: each token's place in the padded layout; None where every place has one
     where: Tensor | None  # int32 (batch · length): each place's token, or -1
+    clamped: bool = False  # a sequence without tokens may begin behind the last one
+
+    @property
+    def first(self) -> Tensor:
+        """int32 (batch): each sequence's first token."""
+        first = self.cu[:-1]
+        return first.clamp(max=self.count - 1) if self.clamped else first
 
 
 class Starts:
-    """cu and first of batches without padding, which depend on their sizes alone."""
+    """cu of batches without padding, which depends on their sizes alone."""
 
     MOST = 256
 
     def __init__(self) -> None:
-        self.known: OrderedDict[Any, tuple[Tensor, Tensor]] = OrderedDict()
+        self.known: OrderedDict[Any, Tensor] = OrderedDict()
         self.lock = threading.Lock()
 
-    def __call__(self, batch: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    def __call__(self, batch: int, length: int, device: torch.device) -> Tensor:
         key = (batch, length, device)
         with self.lock:
             found = self.known.get(key)
             if found is None:
                 cu = torch.arange(0, batch * length + 1, length, dtype=torch.int32, device=device)
-                found = self.known[key] = (cu, cu[:-1])
+                found = self.known[key] = cu
                 if len(self.known) > self.MOST:
                     self.known.popitem(last=False)
             else:
@@ -58,6 +64,18 @@ class Starts:
 _starts = Starts()
 
 
+def rows_of(value: Tensor, how: Pack, tokens: Tokens) -> Tensor:
+    """An output of `before` with the dimensions that rows are taken of in front: batch and length, or length alone."""
+    layout = how.layout
+    assert layout is not None and layout.l is not None
+    if not how.batched:  # a length dimension behind a batch dimension of 1, or alone
+        at = layout.l - (0 <= layout.b < layout.l)
+        return (value.select(layout.b, 0) if layout.b >= 0 else value).movedim(at, 0)
+    if (layout.b, layout.l) != (0, 1):
+        value = value.movedim((layout.b, layout.l), (0, 1))
+    return value if value.shape[0] == tokens.batch else value.expand(tokens.batch, *value.shape[1:])
+
+
 def pack(value: Tensor, how: Pack, tokens: Tokens) -> Tensor:
     """An output of `before` as the body takes it."""
     layout = how.layout
@@ -65,19 +83,10 @@ def pack(value: Tensor, how: Pack, tokens: Tokens) -> Tensor:
         return value
     if layout.l is None:
         return value.movedim(layout.b, 0)
-    if not how.batched:
-        # One row a position. A length dimension behind a batch dimension of 1, or alone.
-        at = layout.l - (0 <= layout.b < layout.l)
-        value = (value.select(layout.b, 0) if layout.b >= 0 else value).movedim(at, 0)
-        if tokens.rows is None:
-            return value.expand(tokens.batch, *value.shape).flatten(0, 1)
-        return ops.gather_rows(value, tokens.rows % tokens.length)
-    if (layout.b, layout.l) != (0, 1):
-        value = value.movedim((layout.b, layout.l), (0, 1))
-    if value.shape[0] != tokens.batch:
-        value = value.expand(tokens.batch, *value.shape[1:])
-    value = value.flatten(0, 1)
-    return value if tokens.rows is None else ops.gather_rows(value, tokens.rows)
+    value = rows_of(value, how, tokens)
+    if tokens.rows is not None:
+        return ops.gather_rows(value.flatten(0, 1) if how.batched else value, tokens.rows, not how.batched)
+    return value.flatten(0, 1) if how.batched else value.expand(tokens.batch, *value.shape).flatten(0, 1)
 
 
 def unpack(value: Tensor, layout: Layout, tokens: Tokens) -> Tensor:
@@ -142,12 +151,9 @@ class Runner:
             if count == 0 or (without_first and self.ragged.wants_first) or (with_holes and self.ragged.wants_whole):
                 return None
             if count < batch * length:
-                first = cu[:-1]
-                if without_first:  # a sequence without tokens may begin behind the last one
-                    first = first.clamp(max=count - 1)
-                return Tokens(batch, length, count, longest, cu, first, rows[:count], where)
-        cu, first = _starts(batch, length, tensors[0].device)
-        return Tokens(batch, length, batch * length, length, cu, first, None, None)
+                return Tokens(batch, length, count, longest, cu, rows[:count], where, bool(without_first))
+        cu = _starts(batch, length, tensors[0].device)
+        return Tokens(batch, length, batch * length, length, cu, None, None)
 
     def __call__(self, tokens: Tokens, tensors: list[Tensor]) -> Sequence[Any]:
         """The outputs of a call."""
@@ -205,12 +211,8 @@ class Runner:
         if dense and held[-1] is tokens.cu:
             return
         held[-1] = tokens.cu if dense else None
-        batch = tokens.batch
-        cu[: batch + 1].copy_(tokens.cu)
-        first[:batch].copy_(tokens.first)
-        if batch < len(first):  # sequences of no token, that begin nowhere
-            cu[batch + 1 :].fill_(tokens.count)
-            first[batch:].zero_()
+        # Behind the batch are sequences of no token, that begin nowhere.
+        ops.pack_starts(tokens.cu, tokens.count, cu, first)
 
     def _make(self, sizes: tuple[int, int, int], values: Sequence[Tensor]) -> tuple[list[Tensor], Any]:
         count, batch, longest = sizes
@@ -243,12 +245,7 @@ def fill(to: Tensor, value: Tensor, how: Pack, tokens: Tokens) -> None:
     elif layout.l is None:
         to[: tokens.batch].copy_(value.movedim(layout.b, 0))
     elif tokens.rows is None:
-        if how.batched:
-            if (layout.b, layout.l) != (0, 1):
-                value = value.movedim((layout.b, layout.l), (0, 1))
-        else:
-            at = layout.l - (0 <= layout.b < layout.l)
-            value = (value.select(layout.b, 0) if layout.b >= 0 else value).movedim(at, 0)
-        to[: tokens.count].view(tokens.batch, tokens.length, *to.shape[1:]).copy_(value)
+        to[: tokens.count].view(tokens.batch, tokens.length, *to.shape[1:]).copy_(rows_of(value, how, tokens))
     else:
-        to[: tokens.count].copy_(pack(value, how, tokens))
+        value = rows_of(value, how, tokens)
+        ops.gather_rows_out(value.flatten(0, 1) if how.batched else value, tokens.rows, to, not how.batched)

@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kTakeThreads) take_rows_kernel(const __grid_co
       for (int k = 0; k < kUnitsAThread; ++k) {
         const int unit = i + k * kTakeThreads;
         to[k] = first + unit / a.units, at[k] = unit % a.units;
-        row[k] = unit < units ? p.index.at(to[k]) : -1;
+        row[k] = unit < units ? p.row(to[k]) : -1;
       }
 #pragma unroll
       for (int k = 0; k < kUnitsAThread; ++k) {

@@ -27,7 +27,18 @@ struct TakeRows {
   std::int64_t x_rows = 0;
   int bytes = 4;  // of an element: 1, 2, 4 or 8; bits are copied as they are
   Rows x, out;
-  Integers index;  // a number outside of [0, x_rows): zeros
+  Integers index;         // a number outside of [0, x_rows): zeros
+  bool repeated = false;  // numbers of 0 and more are taken modulo x_rows
+
+  // Row i of out: the row of x that it is, or one outside.
+#ifdef __CUDACC__
+  __host__ __device__
+#endif
+      constexpr std::int64_t
+      row(std::int64_t i) const {
+    const std::int64_t at = index.at(i);
+    return repeated && at >= x_rows && x_rows > 0 ? at % x_rows : at;
+  }
 };
 
 // The oracle: element by element, one thread, into the problem's `out`.

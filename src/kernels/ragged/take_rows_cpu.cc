@@ -14,7 +14,7 @@ void take(const TakeRows& p, std::int64_t first, std::int64_t end) {
   const bool whole = (p.x.stride == 1 && p.out.stride == 1) || p.n == 1;
   const auto n = static_cast<std::size_t>(p.n);
   for (std::int64_t i = first; i < end; ++i) {
-    const std::int64_t row = p.index.at(i);
+    const std::int64_t row = p.row(i);
     const bool there = row >= 0 && row < p.x_rows;
     T* const to = static_cast<T*>(p.out.data) + i * p.out.stride_row;
     if (!there) {

@@ -6,7 +6,8 @@ namespace strop::ragged {
 
 void reference(const TakeRows& p) {
   for (std::int64_t i = 0; i < p.rows; ++i) {
-    const std::int64_t row = p.index.at(i);
+    std::int64_t row = p.index.at(i);
+    while (p.repeated && p.x_rows > 0 && row >= p.x_rows) row -= p.x_rows;
     for (std::int64_t j = 0; j < p.n; ++j) {
       char* const to = static_cast<char*>(p.out.data) + (i * p.out.stride_row + j * p.out.stride) * p.bytes;
       if (row < 0 || row >= p.x_rows) {

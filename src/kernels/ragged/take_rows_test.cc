@@ -24,13 +24,16 @@ struct Case {
   std::int64_t x_rows = 1, rows = 1, n = 1;
   DType dtype = DType::kFloat32, index_dtype = DType::kInt32;
   Layout x_layout{}, index_layout{}, out_layout{};
-  bool scatter = false;
+  bool scatter = false, repeated = false;
 
   std::string text() const {
     std::ostringstream out;
-    out << (scatter ? "scatter " : "gather ") << rows << " of " << x_rows << " rows of " << n << " "
-        << dtype_name(dtype) << " " << layout_name(x_layout) << ", numbers " << dtype_name(index_dtype) << " "
-        << layout_name(index_layout) << ", out " << layout_name(out_layout);
+    out << (scatter    ? "scatter "
+            : repeated ? "gather repeated "
+                       : "gather ")
+        << rows << " of " << x_rows << " rows of " << n << " " << dtype_name(dtype) << " " << layout_name(x_layout)
+        << ", numbers " << dtype_name(index_dtype) << " " << layout_name(index_layout) << ", out "
+        << layout_name(out_layout);
     return out.str();
   }
 };
@@ -46,13 +49,16 @@ struct Data {
     x.fill([&](std::int64_t) { return c.dtype == DType::kBool ? 1 : static_cast<double>(random.integer(1, 127)); });
     index.fill([&](std::int64_t) {
       const bool none = c.x_rows == 0 || (c.scatter && random.chance(0.3));
-      return static_cast<double>(none ? -random.integer(1, 5) : random.integer(0, c.x_rows - 1));
+      return static_cast<double>(none ? -random.integer(1, 5)
+                                      : random.integer(0, (c.repeated ? 40 : 1) * c.x_rows - 1));
     });
   }
 
   Status run(const Case& c, const Backend& backend) {
     const TensorView from = x.on(backend), numbers = index.on(backend), to = out.on(backend);
-    const Status status = c.scatter ? scatter_rows(from, numbers, to) : gather_rows(from, numbers, to);
+    const Status status = c.scatter    ? scatter_rows(from, numbers, to)
+                          : c.repeated ? gather_repeated_rows(from, numbers, to)
+                                       : gather_rows(from, numbers, to);
     synchronize(backend);
     for (Tensor* tensor : {&x, &index, &out}) tensor->fetch();
     return status;
@@ -68,7 +74,7 @@ void check(const Case& c, const Backend& backend, Data data) {
   p.rows = c.rows, p.n = c.n, p.x_rows = c.x_rows;
   p.bytes = dtype_size(c.dtype);
   p.x = {x.data, x.strides[0], x.strides[1]}, p.out = {out.data, out.strides[0], out.strides[1]};
-  p.index = integers(index);
+  p.index = integers(index), p.repeated = c.repeated;
   reference(p);
   const UseBackend use(backend);
   const Status status = data.run(c, backend);
@@ -109,7 +115,7 @@ TEST(TakeRowsSmall, Shapes) {
         for (DType dtype : {DType::kFloat16, DType::kInt64, random.pick(kAll)}) {
           Case c;
           c.x_rows = shape.x_rows, c.rows = shape.rows, c.n = shape.n;
-          c.dtype = dtype, c.scatter = scatter;
+          c.dtype = dtype, c.scatter = scatter, c.repeated = !scatter && random.chance(0.5);
           c.index_dtype = random.chance(0.5) ? DType::kInt32 : DType::kInt64;
           check(c, backend, random);
         }
@@ -185,6 +191,8 @@ TEST(TakeRows, Drawn) {
       c.x_rows = random.log_integer(1, std::max<std::int64_t>(1, sized(200000, 4000) / c.n));
       c.rows = random.log_integer(1, std::max<std::int64_t>(1, sized(200000, 4000) / c.n));
       c.dtype = random.pick(kAll), c.scatter = random.chance(0.5);
+      c.repeated = !c.scatter && random.chance(0.3);
+      c.repeated = !c.scatter && random.chance(0.3);
       c.index_dtype = random.chance(0.5) ? DType::kInt32 : DType::kInt64;
       c.x_layout = random.pick(kLayouts), c.out_layout = random.pick(kWritableLayouts);
       check(c, backend, random);
