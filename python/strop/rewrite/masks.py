@@ -108,7 +108,9 @@ def _make(
     if not additive:
         return mask
     dtype = others.get("dtype", torch.float32)
-    return torch.where(mask, torch.zeros((), device=mask.device, dtype=dtype), torch.finfo(dtype).min)
+    # Numbers would be tensors on the CPU that are copied at each call, which a CUDA graph cannot record.
+    seen_by, hidden = (torch.full((), value, device=mask.device, dtype=dtype) for value in (0, torch.finfo(dtype).min))
+    return torch.where(mask, seen_by, hidden)
 
 
 @contextlib.contextmanager
