@@ -36,20 +36,22 @@ __device__ __forceinline__ void store_out(const Problem& p, const Unit& u, int r
 }
 __device__ __forceinline__ float inverse_of(float weight) { return weight == 0.f ? 0.f : 1.f / weight; }
 
-// Rows of no sequence become 0: those before the first and behind the last, a block each in turn.
-template <class Vector>
+// Rows of no sequence become 0: those before the first and behind the last, a block each in turn. Elements are written
+// kElements at a time.
+template <class Vector, int kElements>
 __device__ __forceinline__ void clear_rest(const Args& a, const Unit& u) {
   const Problem& p = a.p;
-  if (!p.packed) return;
-  const int bytes = float_bytes(p.dtype), step = static_cast<int>(sizeof(Vector)) / bytes, vectors = p.d / step;
+  const std::int64_t rest = p.packed ? u.before + (p.total_q - u.behind) : 0;
+  if (blockIdx.x >= rest) return;
+  const int vectors = p.d / kElements, all = static_cast<int>(p.heads) * vectors;
 #pragma unroll 1
-  for (std::int64_t i = blockIdx.x; i < u.before + (p.total_q - u.behind); i += gridDim.x) {
+  for (std::int64_t i = blockIdx.x; i < rest; i += gridDim.x) {
     const std::int64_t row = i < u.before ? i : i - u.before + u.behind;
-    const int all = static_cast<int>(p.heads) * vectors;
 #pragma unroll 1
     for (int e = static_cast<int>(threadIdx.x); e < all; e += kThreads) {
-      const std::int64_t at = row * p.out.stride_l + e / vectors * p.out.stride_h + e % vectors * step * p.out.stride_d;
-      *reinterpret_cast<Vector*>(static_cast<char*>(p.out.data) + at * bytes) = Vector{};
+      const std::int64_t c = e % vectors * kElements;
+      const std::int64_t at = row * p.out.stride_l + e / vectors * p.out.stride_h + c * p.out.stride_d;
+      static_cast<Vector*>(p.out.data)[at / kElements] = Vector{};
     }
   }
 }

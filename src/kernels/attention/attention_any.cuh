@@ -38,16 +38,16 @@ __device__ __forceinline__ void load_part(float (&to)[32][kAnyDepth + 1], const 
   }
 }
 
-__global__ void __launch_bounds__(kThreads, 3) attention_any_kernel(const __grid_constant__ Args a) {
+__global__ void __launch_bounds__(kThreads) attention_any_kernel(const __grid_constant__ Args a) {
   ptx::wait_for_previous_kernel();
   constexpr int kParts = 256 / kAnyDepth;
   const Problem& p = a.p;
   Unit u;
   const bool found = u.find(a);
   if (p.dtype == DType::kFloat32) {
-    clear_rest<std::uint32_t>(a, u);
+    clear_rest<std::uint32_t, 1>(a, u);
   } else {
-    clear_rest<std::uint16_t>(a, u);
+    clear_rest<std::uint16_t, 1>(a, u);
   }
   if (!found) return;
   AnyShared& shared = dynamic_shared<AnyShared>();

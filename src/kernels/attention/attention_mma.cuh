@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kThreads, mma_blocks(kHead, kTiles))
   const Problem& p = a.p;
   Unit u;
   const bool found = u.find(a);
-  clear_rest<uint4>(a, u);
+  clear_rest<uint4, 8>(a, u);
   if (!found) return;
   Element* const q = &dynamic_shared<Element>();
   Element* const kv = q + kRows * kPitch;  // k and v of each stage
