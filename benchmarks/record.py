@@ -57,6 +57,9 @@ def machine(record: dict) -> str:
 
 
 def key(row: dict) -> tuple:
+    """What a row is of: no two rows of a record have the same."""
+    if "model" in row:  # of inference.py
+        return (row["model"], tuple(row["shape"]), row["padding"], row["dtype"], row["impl"], row["method"])
     return (row["kernel"], tuple(row["shape"]), row["dtype"], row["beta"], row["impl"], row["method"])
 
 

@@ -19,6 +19,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import baselines  # noqa: E402
 import cases  # noqa: E402
 import children  # noqa: E402
+import encoders  # noqa: E402
+import inference  # noqa: E402
 import losses  # noqa: E402
 import measure  # noqa: E402
 import memory  # noqa: E402
@@ -321,6 +323,79 @@ def test_jobs() -> None:
     assert losses.list_jobs(options, {"rows": rows[1:]})[0]["cases"][0]["methods"] == ["wall", "do_bench"]
     options = losses.parse(["--shapes", "4x4,2x2x9"])
     assert {tuple(job["shape"]) for job in losses.list_jobs(options, {"rows": []})} == {(4, 4), (2, 2, 9)}
+
+
+# ---- Whole models ---------------------------------------------------------------------------------------------------
+
+
+def test_batches() -> None:
+    """As much padding as their names say, and a row without any."""
+    for padding, share in {"none": 1.0, "real75": 0.75, "real50": 0.5}.items():
+        batch = encoders.make_batch(32, 128, padding, "cpu")
+        mask = batch["attention_mask"]
+        assert {tuple(x.shape) for x in batch.values()} == {(32, 128)}
+        assert abs(mask.float().mean().item() - share) < 0.01
+        assert mask.sum(1).max() == 128 and mask.sum(1).min() >= 1
+        assert (mask.diff() <= 0).all() and not batch["input_ids"][mask == 0].any()
+
+
+def test_inference_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoders, "minilm_folder", Path)
+    monkeypatch.setattr(encoders, "sentence_ids", lambda count, longest: ((1,) * min(longest, 33),) * count)
+    options = inference.parse(["--shapes", "1x16,4x16,4x33"])
+    jobs = inference.list_jobs(options, {"rows": []})
+    found = {(job["kernel"], *job["shape"]): [case["padding"] for case in job["cases"]] for job in jobs}
+    assert found["minilm", 1, 16] == 3 * ["none"]  # a row has no padding: the first call, the clock, new shapes
+    assert found["minilm", 4, 16] == ["none", "none", "real75", "real50", "none"]
+    assert found["bert-base", 4, 33] == ["none", "none", "real75", "real50", "text", "none"]
+    assert found["minilm", 1, 33] == 3 * ["text"]
+    assert len(found) == len(jobs) == 2 * 4
+    with pytest.raises(SystemExit):
+        inference.parse(["--method", "host"])
+
+
+def test_inference(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A tiny model, all of it; a run that was stopped goes on."""
+    pytest.importorskip("transformers")
+    path = tmp_path / "record.json"
+    command = ["--models", "tiny", "--shapes", "2x9", "--padding", "none,real50", "--impl", "strop,eager"]
+    command += ["--rounds", "2", "--threads", "1", "--output", str(path)]
+    assert inference.main([*command, "--budget", "0"])["rows"] == []
+    record = inference.main(command)
+    cases = [(row["padding"], row["method"], row["impl"]) for row in record["rows"]]
+    steps = [
+        ("none", "first_call"),
+        ("none", "wall"),
+        ("real50", "wall"),
+        ("none", "new_shape"),
+        ("none", "next_shape"),
+    ]
+    assert cases == [(*step, impl) for step in steps for impl in ("strop", "eager")]
+    assert all(row["ms"] > 0 and row["difference"] < 1e-5 for row in record["rows"])
+    assert {"cpu", "versions", "commit", "limits", "rows"} == set(record)
+    assert json.loads(path.read_text()) == record
+    assert inference.main(command) == record  # nothing is left to do
+    assert "vs eager" in capsys.readouterr().out
+
+
+def test_wrong_models_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    build = encoders.build
+
+    def wrong(impl: str, *arguments: Any) -> Any:
+        function = build(impl, *arguments)
+        return (lambda batch: 1.1 * function(batch)) if impl == spoiled else function
+
+    monkeypatch.setattr(encoders, "build", wrong)
+    settings = inference.Settings("cpu", ("strop", "eager"), None, 1, None)
+    job = {"kernel": "tiny", "shape": [2, 5], "dtype": "fp32"}
+    spoiled = "eager"
+    with torch.no_grad():
+        rows = inference.Runner(job, "none", settings).rows("none", "wall")
+    assert rows[0]["ms"] > 0 and rows[1]["ms"] is None and "differs from eager fp32 by 0.1" in rows[1]["why"]
+    spoiled = "strop"
+    with torch.no_grad(), pytest.raises(AssertionError, match="differs from eager fp32"):
+        inference.Runner(job, "none", settings).rows("none", "wall")
 
 
 # ---- What is made of a record ---------------------------------------------------------------------------------------
