@@ -3,8 +3,8 @@
 They say what the kernels have to compute. A kernel registered for CPU or CUDA (bindings/torch/inference_ops.cc) takes
 the place of the one here, which stays as the fallback of every other device and for what the kernel does not take:
 float64, and what `kernel_refuses` lists. All are functional but those with an argument named …out: no argument is
-written, no result shares an argument's memory. Inputs may have any strides. Where nothing else is said, a result has the dtype of the first argument and is
-contiguous, and sums are taken in float32 or better.
+written, no result shares an argument's memory. Inputs may have any strides. Where nothing else is said, a result has
+the dtype of the first argument and is contiguous, and sums are taken in float32 or better.
 
 In float16 and bfloat16 the implementations here round where a model does: after a residual's addition, after each of a
 rotary embedding's products, before a weight. Kernels stay in float32 from the first load to the last store, and round
