@@ -51,6 +51,16 @@ struct alignas(kElements* kBytes) Vector {
     return kBytes == 4 ? DType::kFloat32 : kDType == DType::kOther ? at_run_time : kDType;
   }
 
+  // f in every element, exact of a small integer.
+  static __device__ __forceinline__ Vector all(float f) {
+    Vector v;
+    float floats[kElements];
+#pragma unroll
+    for (float& e : floats) e = f;
+    v.from_floats(floats, kDType);
+    return v;
+  }
+
   // At a multiple of its size; past L1.
   __device__ __forceinline__ void load(const char* p) {
     if constexpr (kWords == 4) {

@@ -20,4 +20,13 @@ __device__ __forceinline__ void wait_for_previous_kernel() {
 #endif
 }
 
+// griddepcontrol.launch_dependents (sm_90), behind wait_for_previous_kernel: once all blocks have been here, those of
+// the next kernel on the stream may be placed beside them, if it overlaps, and wait there: its launch takes no time of
+// its own. Nothing elsewhere.
+__device__ __forceinline__ void let_next_kernel_begin() {
+#if !STROP_EMULATED && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 }  // namespace strop::ptx

@@ -6,6 +6,7 @@
 #include "base/launch_tag.h"
 #include "base/occupancy.h"
 #include "kernels/linear/linear_any.cuh"
+#include "kernels/linear/linear_epilogue_kernel.cuh"
 #include "kernels/linear/linear_mma.cuh"
 
 namespace strop::lin {
@@ -28,6 +29,14 @@ Kernel mma_kernel(const Tuning& t) {
          : t.rows == 64   ? linear_mma_kernel<64, 64, kBf16>
          : t.rows == 32   ? linear_mma_kernel<32, 64, kBf16>
                           : linear_mma_kernel<16, 64, kBf16>;
+}
+
+using EpilogueKernel = void (*)(EpilogueArgs);
+template <int kE>
+EpilogueKernel epilogue_kernel(int own, bool alone) {
+  return own == 1 ? (alone ? linear_epilogue_kernel<kE, 1, true> : linear_epilogue_kernel<kE, 1, false>)
+                  : (alone ? linear_epilogue_kernel<kE, kEpilogueOwn, true>
+                           : linear_epilogue_kernel<kE, kEpilogueOwn, false>);
 }
 
 Status size_error(const char* name, const Epilogue& e, std::int64_t k, std::int64_t blocks) {
@@ -81,7 +90,11 @@ Status run_epilogue_cuda(const Epilogue& e, const Matrix (&y)[2], void* stream) 
   EpilogueArgs args{e, {y[0], y[1]}};
   args.vectors =
       is_dense(y[0], bytes) && is_dense(y[1], bytes) && is_dense(e.residual, bytes) && is_dense(e.out, bytes);
-  const std::int64_t columns = ceil_div(e.n, 32 * (16 / bytes)), blocks = columns * ceil_div(e.m, kEpilogueRows);
+  const bool alone = args.vectors && !e.gated && e.residual.data == nullptr;
+  const std::int64_t columns = ceil_div(e.n, 32 * (16 / bytes));
+  const auto blocks_of = [&](int own) { return columns * ceil_div(e.m, own * kEpilogueWarps); };
+  const int own = blocks_of(kEpilogueOwn) >= 2 * device->multiprocessors ? kEpilogueOwn : 1;
+  const std::int64_t blocks = blocks_of(own);
   if (std::max({e.m, e.n, blocks}) > kMost) return size_error("y", e, 0, blocks);
   args.column_blocks = static_cast<unsigned>(columns);
   LaunchConfig config;
@@ -89,7 +102,8 @@ Status run_epilogue_cuda(const Epilogue& e, const Matrix (&y)[2], void* stream) 
   config.block = kEpilogueThreads;
   config.stream = static_cast<cudaStream_t>(stream);
   config.overlaps = device->capability >= 90;
-  return launch("linear_epilogue", bytes == 4 ? linear_epilogue_kernel<4> : linear_epilogue_kernel<8>, config, args);
+  return launch("linear_epilogue", bytes == 4 ? epilogue_kernel<4>(own, alone) : epilogue_kernel<8>(own, alone), config,
+                args);
 }
 
 }  // namespace strop::lin

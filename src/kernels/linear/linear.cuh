@@ -61,13 +61,25 @@ __device__ __forceinline__ bool merge(const Args& a, const Unit& u, float (&sums
   if (last == 0) return false;
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) sums[v][0] = sums[v][1] = sums[v][2] = sums[v][3] = 0.f;
-#pragma unroll 2
-  for (int part = 0; part < parts; ++part) {
+  // As many parts at once as registers allow: each turn is a trip to L2, for which nothing else is left to do.
+  constexpr int kParts = kVectors <= 8 ? 16 / kVectors : 2;
+  for (int part = 0; part < parts; part += kParts) {
+    float4 s[kParts][kVectors];
 #pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      if ((used >> v & 1) == 0) continue;
-      const float4 s = at[static_cast<std::int64_t>(part) * size + v * step];
-      sums[v][0] += s.x, sums[v][1] += s.y, sums[v][2] += s.z, sums[v][3] += s.w;
+    for (int i = 0; i < kParts; ++i) {
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) {
+        s[i][v] = make_float4(0, 0, 0, 0);
+        if ((used >> v & 1) != 0 && part + i < parts)
+          s[i][v] = at[static_cast<std::int64_t>(part + i) * size + v * step];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) {
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) {
+        sums[v][0] += s[i][v].x, sums[v][1] += s[i][v].y, sums[v][2] += s[i][v].z, sums[v][3] += s[i][v].w;
+      }
     }
   }
   return true;

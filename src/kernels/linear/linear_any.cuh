@@ -8,6 +8,7 @@
 // Floor. 2 M N K operations at 67 TFLOP/s of fp32 (H100); few rows, the weights once.
 #pragma once
 
+#include "base/ptx/grid.cuh"
 #include "kernels/linear/linear.cuh"
 
 namespace strop::lin {
@@ -70,6 +71,7 @@ struct AnyRows {
 
 __global__ void __launch_bounds__(kAnyThreads) linear_any_kernel(const __grid_constant__ Args a) {
   ptx::wait_for_previous_kernel();
+  ptx::let_next_kernel_begin();
   const Problem& p = a.p;
   const Epilogue& e = p.epilogue;
   const Unit u(a);

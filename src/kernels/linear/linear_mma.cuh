@@ -12,6 +12,7 @@
 #pragma once
 
 #include "base/ptx/async_copy.cuh"
+#include "base/ptx/grid.cuh"
 #include "base/ptx/mma.cuh"
 #include "kernels/linear/linear.cuh"
 
@@ -40,14 +41,22 @@ struct MmaRows {
   // Elements [k, k + 64) of kCount rows; zeros beyond the matrix.
   template <int kCount, int kThreads>
   __device__ __forceinline__ void copy(Element* to, const Matrix& m, std::int64_t k, std::int64_t depth) const {
-    const int v = static_cast<int>(threadIdx.x) % 8, own = static_cast<int>(threadIdx.x) / 8;
+    constexpr int kCopies = kCount * 8 / kThreads, kRowStep = kThreads / 8;
+    static_assert(kRowStep % 8 == 0);  // a thread's rows turn their vectors alike
+    const int v = threadIdx.x % 8;
+    Element* const at = vector_at(to, threadIdx.x / 8, v);
+    const Element* from = first + k + 8 * v;
+    if (k + kDepth <= depth && row + (kCopies - 1) * row_step < rows) {  // nearly always
+#pragma unroll
+      for (int i = 0; i < kCopies; ++i, from += step) ptx::copy_async_16(at + i * kRowStep * kDepth, from);
+      return;
+    }
     const std::int64_t left = depth - (k + 8 * v);
     const int bytes = left >= 8 ? 16 : left > 0 ? static_cast<int>(left) * 2 : 0;
-#pragma unroll
-    for (int i = 0; i < kCount * 8 / kThreads; ++i) {
+#pragma unroll 1
+    for (int i = 0; i < kCopies; ++i, from += step) {
       const bool there = row + i * row_step < rows && bytes > 0;
-      ptx::copy_async_16(vector_at(to, own + i * (kThreads / 8), v), there ? first + i * step + k + 8 * v : m.data,
-                         there ? bytes : 0);
+      ptx::copy_async_16(at + i * kRowStep * kDepth, there ? from : m.data, there ? bytes : 0);
     }
   }
 };
@@ -62,14 +71,10 @@ struct MmaTile {
 
   float sums[kTilesM * kTilesN][4] = {};  // C's fragments (base/ptx/mma.cuh)
 
-  static __device__ __forceinline__ void multiply(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
-                                                  std::uint32_t b1) {
-    const std::uint32_t b[2] = {b0, b1};
-    if constexpr (kBf16) {
-      ptx::mma_m16n8k16_bf16(c, a, b);
-    } else {
-      ptx::mma_m16n8k16_f16(c, a, b);
-    }
+  using Words2 = std::uint32_t[2];
+  static __device__ __forceinline__ void multiply(float (&c)[4], const std::uint32_t (&a)[4], const Words2& b) {
+    if constexpr (kBf16) return ptx::mma_m16n8k16_bf16(c, a, b);
+    if constexpr (!kBf16) ptx::mma_m16n8k16_f16(c, a, b);
   }
 
   // One turn, with the warp's rows of both tiles.
@@ -89,8 +94,8 @@ struct MmaTile {
         ptx::ldmatrix_x4(b, w + (of_w ^ k) + j * 8 * kDepth);
 #pragma unroll
         for (int i = 0; i < kTilesM; ++i) {
-          multiply(sums[i * kTilesN + j], a[i], b[0], b[1]);
-          multiply(sums[i * kTilesN + j + 1], a[i], b[2], b[3]);
+          multiply(sums[i * kTilesN + j], a[i], {b[0], b[1]});
+          multiply(sums[i * kTilesN + j + 1], a[i], {b[2], b[3]});
         }
       }
     }
@@ -101,6 +106,7 @@ template <int kM, int kN, bool kBf16>
 __global__ void __launch_bounds__(MmaTile<kM, kN, kBf16>::kThreads, kN == 128 ? 2 : 3)
     linear_mma_kernel(const __grid_constant__ Args a) {
   ptx::wait_for_previous_kernel();
+  ptx::let_next_kernel_begin();
   using Tile = MmaTile<kM, kN, kBf16>;
   constexpr int kThreads = Tile::kThreads, kStages = Tile::kStages;
   const Problem& p = a.p;
@@ -124,15 +130,16 @@ __global__ void __launch_bounds__(MmaTile<kM, kN, kBf16>::kThreads, kN == 128 ? 
     ptx::copy_async_commit();  // an empty group where there is no more, so that the waits count the same
   };
 
-  // Biases of the columns that this thread will store: few rows wait for everything, so they come meanwhile; large
-  // tiles need the registers.
+#pragma unroll
+  for (int stage = 0; stage < kStages - 1; ++stage) copy(u.begin + stage * kDepth, stage);
+
+  // Biases of the columns that this thread will store: few rows wait for everything, so they come meanwhile, behind the
+  // copies, which would wait for them otherwise; large tiles need the registers.
   const int vectors = e.gated ? kN / 16 : kN / 8, v = thread % vectors;
   Columns<8> columns;
   if constexpr (kM <= kFewRows) columns = Columns<8>(e, u.column + 8 * v, 1, a.vectors);
 
   Tile tile;
-#pragma unroll
-  for (int stage = 0; stage < kStages - 1; ++stage) copy(u.begin + stage * kDepth, stage);
   for (int k = u.begin, stage = 0; k < u.end; k += kDepth, stage = stage + 1 == kStages ? 0 : stage + 1) {
     ptx::copy_async_wait<kStages - 2>();
     __syncthreads();  // read after write: this turn's tiles, copied by all threads; and write after read: the copies

@@ -32,6 +32,16 @@ constexpr std::int64_t column_tiles(std::int64_t n, bool gated, int columns) {
 inline constexpr std::int64_t kFewRows = 64, kSomeRows = 256;  // ends of M's ranges
 inline constexpr std::int64_t kBusyBlocks = 264;               // two for each multiprocessor of an H100
 inline constexpr std::int64_t kLeastTurns = 2, kMaxSplits = 32;
+// What that comes to for M = 16 in fp16, and what to expect of an H100 (not measured): of the sum, about 2.2 us are a
+// launch and the first trip to memory, 1.2 handing sums over, 0.3 each turn to L2 and back for eight parts' sums (four
+// of 17 to 32 rows, two of more), 0.6 instructions, and what is left the weights at 3 TB/s. All of a block's turns but
+// the fourth and later are in flight at once. One turn a block at (768, 768) would save 0.05 us of copying and cost
+// another turn to L2: hence kLeastTurns.
+//   N, K        turns, parts, blocks   KB in flight a multiprocessor   us at M = 16   64    128
+//   768, 768      2      6      72     20 (on 72)                       4.6           5.4   5.0 (4 parts, 96 blocks)
+//   2304, 768     2      6     216     33                               5.5           6.5   6.0 (1 part, 72 blocks)
+//   3072, 768     3      4     192     45                               5.9           6.6   6.2 (1 part, 96 blocks)
+//   768, 3072     3     16     192     45                               6.2           8.2   7.5 (5 parts, 120 blocks)
 
 struct Split {
   std::int64_t depth = 0;  // elements of K a block, a multiple of kDepth

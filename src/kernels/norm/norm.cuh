@@ -20,22 +20,12 @@
 
 namespace strop::norm {
 
-struct Shared {
-  float first[32], second[32];  // a warp's sums each
-};
-
-// What the sums of t and t^2 over a row say; LayerNorm's offset d, and 1 / sqrt(var + eps).
-__device__ __forceinline__ void statistics(const Args& a, float first, float second, float& offset, float& scale) {
-  offset = a.p.kind == Kind::kLayer ? first * a.inverse_n : 0.f;
-  const float variance = fmaf(-offset, offset, second * a.inverse_n);
-  scale = rsqrtf((variance < 0.f ? 0.f : variance) + a.p.eps);  // NaN is not below 0
-}
-
-// A row held in registers by a warp or, where the tuning has more threads for it, the block. While one block's rows
-// come from memory another's go there, so registers should suffice for two, if they can.
+// A row held in registers by a warp or, where the tuning has more threads for it, the block: rows that end within a
+// vector, single elements, weights of another dtype. The usual rows have norm_vectors_kernel.
 template <class Slot, int kFloats>
 __global__ void __launch_bounds__(kMaxThreads, kFloats <= 16 ? 2 : 1) norm_kernel(const __grid_constant__ Args a) {
   ptx::wait_for_previous_kernel();
+  ptx::let_next_kernel_begin();
   Shared& shared = dynamic_shared<Shared>();
   const bool by_warp = a.tuning.threads == 32;
   const int rows_a_block = static_cast<int>(blockDim.x) / a.tuning.threads;
@@ -57,7 +47,7 @@ __global__ void __launch_bounds__(kMaxThreads, kFloats <= 16 ? 2 : 1) norm_kerne
     } else {
       block_sum(first, second, shared.first, shared.second);
     }
-    statistics(a, first, second, offset, scale);
+    statistics(a.p.kind, a.inverse_n, a.p.eps, first, second, offset, scale);
     part.normalize(offset, scale);
     part.store(a.p.out);
   }
@@ -67,8 +57,9 @@ __global__ void __launch_bounds__(kMaxThreads, kFloats <= 16 ? 2 : 1) norm_kerne
 template <class Slot>
 __global__ void __launch_bounds__(kLongThreads) norm_long_kernel(const __grid_constant__ Args a) {
   ptx::wait_for_previous_kernel();
+  ptx::let_next_kernel_begin();
   Shared& shared = dynamic_shared<Shared>();
-  constexpr int kFloats = kMaxFloats / 2;
+  constexpr int kFloats = Slot::kE == 1 ? kMaxStridedFloats / 2 : kMaxFloats / 2;
   const int n = static_cast<int>(a.p.n), held = kFloats * a.tuning.threads;
   for (std::int64_t row = blockIdx.x; row < a.p.rows; row += gridDim.x) {
     Part<Slot, kFloats> part{a, row, 0, static_cast<int>(threadIdx.x), {}};
@@ -88,7 +79,7 @@ __global__ void __launch_bounds__(kLongThreads) norm_long_kernel(const __grid_co
       first += t, second += squares;
     }
     block_sum(first, second, shared.first, shared.second);
-    statistics(a, first, second, offset, scale);
+    statistics(a.p.kind, a.inverse_n, a.p.eps, first, second, offset, scale);
     for (part.base = 0; part.base < n; part.base += held) {
       part.load();
       if (a.p.residual_out.data != nullptr) part.store(a.p.residual_out);

@@ -15,6 +15,21 @@ struct Args {
   float inverse_n = 1;
 };
 
+struct Shared {
+  float first[32], second[32];  // a warp's sums each
+};
+
+// What the sums of t and t^2 over a row say; LayerNorm's offset d, and 1 / sqrt(var + eps).
+__device__ __forceinline__ void statistics(Kind kind, float inverse_n, float eps, float first, float second,
+                                           float& offset, float& scale) {
+  offset = kind == Kind::kLayer ? first * inverse_n : 0.f;
+  const float variance = fmaf(-offset, offset, second * inverse_n);
+  scale = rsqrtf((variance < 0.f ? 0.f : variance) + eps);  // NaN is not below 0
+}
+
+// The row that a number names; -1 for none.
+__device__ __forceinline__ std::int64_t row_in(const Index& i, std::int64_t r) { return r >= 0 && r < i.rows ? r : -1; }
+
 // The elements of one row that a thread holds: kFloats of them, from the row's element `base` on. Slot j of the thread
 // is the (j * threads + rank)-th.
 template <class Slot, int kFloats>
@@ -32,9 +47,7 @@ struct Part {
   }
   // Which row of a term belongs to this one; -1 for none.
   __device__ __forceinline__ std::int64_t row_of(const Index& i) const {
-    if (i.numbers.data == nullptr) return row;
-    const std::int64_t r = i.numbers.at(row);
-    return r >= 0 && r < i.rows ? r : -1;
+    return i.numbers.data == nullptr ? row : row_in(i, i.numbers.at(row));
   }
 
   // s; 0 beyond the row's end.

@@ -640,6 +640,10 @@ TEST(NormSmall, Tuning) {
       EXPECT_EQ(t.threads == 32, n <= by_warp);
     }
   }
+  EXPECT_EQ(warps_a_block(0, 132), 1);
+  EXPECT_EQ(warps_a_block(264, 132), 1);
+  EXPECT_EQ(warps_a_block(265, 132), 2);
+  EXPECT_EQ(warps_a_block(std::int64_t{1} << 40, 132), kRowsABlock);
 }
 
 TEST(NormSmall, FloorBytes) {
