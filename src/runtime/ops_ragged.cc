@@ -58,10 +58,8 @@ void mean_pool_packed_op(Call& call) {
 }
 
 constexpr Op kOps[] = {
-    {"strop.gather_rows", &take<&gather_rows>},
-    {"strop.scatter_rows", &take<&scatter_rows>},
-    {"strop.token_index", &token_index_op},
-    {"strop.mean_pool", &mean_pool_op},
+    {"strop.gather_rows", &take<&gather_rows>},       {"strop.scatter_rows", &take<&scatter_rows>},
+    {"strop.token_index", &token_index_op},           {"strop.mean_pool", &mean_pool_op},
     {"strop.mean_pool_packed", &mean_pool_packed_op},
 };
 

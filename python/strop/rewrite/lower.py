@@ -692,7 +692,11 @@ def _product_runs(node: fx.Node, a: dict[str, Any], *tensors: str) -> bool:
 def _linear_act(to: _Lowering, node: fx.Node, a: dict[str, Any]) -> bool:
     residual = _tensor(a["residual"])
     fits = residual is None or residual.dim() == value_of(node).dim()
-    return fits and _product_runs(node, a, "x", "weight", "bias", "residual") and to.add("strop.linear_act", node, *a.values())
+    return (
+        fits
+        and _product_runs(node, a, "x", "weight", "bias", "residual")
+        and to.add("strop.linear_act", node, *a.values())
+    )
 
 
 @rule("strop::linear_gated", "strop::linear_gated_pair")

@@ -19,10 +19,10 @@ class Stale(RuntimeError):
 
 
 class Plan:
-    """A graph as a program for the runtime: called with tensors as the graph is, it gives a list of the same results.
+    """A graph as a program for the runtime: called with what the graph takes, it gives a list of the same results.
 
-    Inputs may be numbers. It holds the module's own parameters and sees what is written to them. Any number of threads may call it. Results
-    are new tensors, without a gradient.
+    Inputs are tensors, or numbers. It holds the module's own parameters and sees what is written to them. Any number of
+    threads may call it. Results are new tensors, without a gradient.
     """
 
     def __init__(self, module: fx.GraphModule, part: bool = False) -> None:
