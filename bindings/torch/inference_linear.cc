@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/products.h"
 #include "execute.h"
 #include "inference.h"
 #include "strop/linear.h"
@@ -21,10 +22,6 @@
 
 namespace strop::binding {
 namespace {
-
-// Rows on CUDA up to which strop makes float16's and bfloat16's products. To be measured: it is where the kernel stops
-// to read each weight once, and nothing better than that is known of it yet.
-constexpr std::int64_t kFewRows = 64;
 
 Activation activation_of(const std::string& name) {
   constexpr std::pair<std::string_view, Activation> kNames[] = {
@@ -84,10 +81,6 @@ void product_into(const Tensor& out, const Tensor& x, const Tensor& weight, cons
   static_cast<void>(torch::stable::detail::to<Tensor>(call("aten::linear", "out", x, weight, bias, out)[0]));
 }
 
-bool makes_product(const Tensor& x) {
-  return x.is_cuda() && x.scalar_type() != ScalarType::Float && x.size(0) <= kFewRows;
-}
-
 void run_linear(const LinearInputs& in, const LinearOptions& options, const TensorView& out) {
   check(on_stream(in.x, [&](void* stream) {
     LinearExecution execution;
@@ -118,7 +111,7 @@ Tensor linear_act_op(const Tensor& x, const Tensor& weight, const MaybeTensor& b
   const Tensor rows = flat(x);
   Tensor kept, ignored;
   const TensorView added = residual.has_value() ? rows_of(*residual, kept) : TensorView{};
-  if (makes_product(rows)) {
+  if (makes_product(view_of(rows, "x"))) {
     const Tensor out = new_tensor(x, sizes);
     LinearInputs in;
     in.x = view_of(rows, "x");
@@ -148,7 +141,7 @@ Tensor linear_gated_op(const Tensor& x, const Tensor& weight, const MaybeTensor&
   const Tensor out = new_tensor(x, sizes_with(x, weight.size(0) / 2));
   Tensor ignored;
   const TensorView to = rows_of(out, ignored);
-  if (makes_product(rows)) {
+  if (makes_product(view_of(rows, "x"))) {
     LinearInputs in;
     in.x = view_of(rows, "x");
     in.weight = view_of(weight, "weight");
@@ -177,7 +170,7 @@ Tensor linear_gated_pair_op(const Tensor& x, const Tensor& gate_weight, const Ma
   const Tensor out = new_tensor(x, sizes_with(x, n));
   Tensor ignored;
   const TensorView to = rows_of(out, ignored);
-  if (makes_product(rows)) {
+  if (makes_product(view_of(rows, "x"))) {
     LinearInputs in;
     in.x = view_of(rows, "x");
     in.weight = view_of(gate_weight, "gate_weight");

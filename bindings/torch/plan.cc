@@ -22,6 +22,7 @@ namespace {
 using runtime::Call;
 using runtime::Operand;
 using runtime::Tensor;
+using runtime::Value;
 
 constexpr const char* kCapsule = "strop.plan";
 
@@ -194,7 +195,18 @@ Status call_python(void* callables, int index, TorchHost& host, Call& call) {
 
 // ---- Runs -----------------------------------------------------------------------------------------------------------
 
-Read read_input(PyObject* object, Tensor& t) {
+Read read_integer(PyObject* object, const std::string& name, Value& value) {
+  if (!PyLong_Check(object)) {
+    PyErr_Format(PyExc_TypeError, "%s: expected an int, got %R", name.c_str(), object);
+    return Read::kError;
+  }
+  value = Value(static_cast<std::int64_t>(PyLong_AsLongLong(object)));
+  return PyErr_Occurred() != nullptr ? Read::kError : Read::kOk;
+}
+
+Read read_tensor(PyObject* object, Value& value) {
+  Tensor& t = value.tensor;
+  value.kind = Value::Kind::kTensor;
   DLTensor dl;
   if (const Read read = read_dltensor(object, "an input of a plan", dl); read != Read::kOk) return read;
   if (dl.ndim > runtime::kMostDimensions) {
@@ -228,12 +240,13 @@ class NoGrad {
   bool before_;
 };
 
-Status run(const LoadedPlan& loaded, const Constants& constants, const std::vector<Tensor>& inputs,
+Status run(const LoadedPlan& loaded, const Constants& constants, const std::vector<Value>& inputs,
            std::vector<void*>* outputs) {
   const NoGrad no_grad;
   void* stream = nullptr;
 #if STROP_WITH_CUDA
-  for (const Tensor& t : inputs) {
+  for (const Value& input : inputs) {
+    const Tensor& t = input.tensor;
     if (t.device != DeviceType::kCuda) continue;
     const DeviceGuard guard(t.device_index);
     if (!guard.status().ok()) return guard.status();
@@ -285,16 +298,19 @@ PyObject* plan_run(PyObject*, PyObject* const* args, Py_ssize_t n) {
   LoadedPlan* loaded = plan_of(args[0]);
   if (loaded == nullptr) return nullptr;
   if (!PyTuple_Check(args[1])) {
-    PyErr_SetString(PyExc_TypeError, "plan_run takes a tuple of tensors");
+    PyErr_SetString(PyExc_TypeError, "plan_run takes a tuple of tensors and ints");
     return nullptr;
   }
-  std::vector<Tensor> inputs(static_cast<std::size_t>(PyTuple_Size(args[1])));
+  std::vector<Value> inputs(static_cast<std::size_t>(PyTuple_Size(args[1])));
+  const std::vector<runtime::Declared>& declared = loaded->plan->program().inputs;
   bool on_cpu = true;
   for (std::size_t i = 0; i < inputs.size(); ++i) {
-    const Read read = read_input(PyTuple_GetItem(args[1], static_cast<Py_ssize_t>(i)), inputs[i]);
+    PyObject* object = PyTuple_GetItem(args[1], static_cast<Py_ssize_t>(i));  // borrowed
+    const bool integer = i < declared.size() && declared[i].integer;
+    const Read read = integer ? read_integer(object, declared[i].name, inputs[i]) : read_tensor(object, inputs[i]);
     if (read == Read::kError) return nullptr;
     if (read == Read::kDispatch) return not_implemented();
-    on_cpu &= inputs[i].device == DeviceType::kCpu;
+    on_cpu &= inputs[i].tensor.device == DeviceType::kCpu;
   }
   if (dispatch_mode_active()) return not_implemented();
   if (!renew_constants(*loaded).ok()) {  // they have another dtype, device or shape: the plan is not theirs any more

@@ -417,48 +417,6 @@ Status TorchHost::linear(Call&, const Tensor& x, const Tensor& weight, const Ten
   return {};
 }
 
-Status TorchHost::activate(runtime::Activation activation, const Tensor& t) {
-  void* handle = nullptr;
-  if (Status s = borrow(t, &handle); !s.ok()) return s;
-  StableIValue stack[2] = {box(aten(handle)), 0};
-  const char* name = nullptr;
-  switch (activation) {
-    case runtime::Activation::kNone:
-      delete_tensor(handle);
-      return {};
-    case runtime::Activation::kRelu:
-      name = "aten::relu_";
-      break;
-    case runtime::Activation::kSilu:
-      name = "aten::silu_";
-      break;
-    case runtime::Activation::kTanh:
-      name = "aten::tanh_";
-      break;
-    case runtime::Activation::kGelu:
-    case runtime::Activation::kGeluTanh:
-      name = "aten::gelu_";
-      stack[1] = boxed_string(activation == runtime::Activation::kGelu ? "none" : "tanh");
-      break;
-  }
-  if (Status s = dispatch(name, "", stack); !s.ok()) return s;
-  delete_tensor(torch::stable::detail::to<AtenTensorHandle>(stack[0]));
-  return {};
-}
-
-Status TorchHost::multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
-  StableIValue stack[3];
-  const Tensor* const tensors[3] = {&a, &b, &out};
-  for (int i = 0; i < 3; ++i) {
-    void* handle = nullptr;
-    if (Status s = borrow(*tensors[i], &handle); !s.ok()) return s;
-    stack[i] = box(aten(handle));
-  }
-  if (Status s = dispatch("aten::mul", "out", stack); !s.ok()) return s;
-  delete_tensor(torch::stable::detail::to<AtenTensorHandle>(stack[0]));
-  return {};
-}
-
 Status TorchHost::call(const Foreign& foreign, Call& call) {
   if (foreign.callable >= 0) return python_(context_, foreign.callable, *this, call);
   constexpr std::size_t kMostArguments = 24;

@@ -40,8 +40,6 @@ class TorchHost final : public runtime::Host {
   Status copy(const runtime::Tensor& to, const runtime::Tensor& from) override;
   Status linear(runtime::Call& call, const runtime::Tensor& x, const runtime::Tensor& weight,
                 const runtime::Tensor* bias, const runtime::Tensor& out) override;
-  Status activate(runtime::Activation activation, const runtime::Tensor& t) override;
-  Status multiply(const runtime::Tensor& a, const runtime::Tensor& b, const runtime::Tensor& out) override;
   Status call(const runtime::Foreign& foreign, runtime::Call& call) override;
   void* stream() override { return stream_; }
 

@@ -50,7 +50,7 @@ Frame::Frame(const Program& program) : program_(program), registers_(static_cast
 
 Frame::~Frame() = default;
 
-void Frame::begin(Host& host, std::span<const Constant> constants, std::span<const Tensor> inputs,
+void Frame::begin(Host& host, std::span<const Constant> constants, std::span<const Value> inputs,
                   std::size_t device_bytes) {
   host_ = &host;
   constants_ = constants;
@@ -58,16 +58,17 @@ void Frame::begin(Host& host, std::span<const Constant> constants, std::span<con
   device_memory_.index = -1;
   for (std::size_t i = 0; i < inputs.size(); ++i) {
     Value& value = registers_[static_cast<std::size_t>(program_.first_input()) + i];
-    value.kind = Value::Kind::kTensor;
-    value.tensor = inputs[i];
+    value = inputs[i];
+    if (value.kind != Value::Kind::kTensor) continue;
+    const Tensor& given = inputs[i].tensor;
     value.tensor.block = new_block();
     Block& block = blocks_[static_cast<std::size_t>(value.tensor.block)];
     block.kind = Block::Kind::kBorrowed;
-    block.data = static_cast<char*>(inputs[i].data);
-    block.bytes = static_cast<std::size_t>(inputs[i].bytes());
-    if (inputs[i].device != DeviceType::kCpu && device_memory_.index < 0) {
-      device_memory_.device = inputs[i].device;
-      device_memory_.index = inputs[i].device_index;
+    block.data = static_cast<char*>(given.data);
+    block.bytes = static_cast<std::size_t>(given.bytes());
+    if (given.device != DeviceType::kCpu && device_memory_.index < 0) {
+      device_memory_.device = given.device;
+      device_memory_.index = given.device_index;
     }
   }
   check(cpu_arena_.reserve(cpu_bytes_));

@@ -20,6 +20,10 @@ struct Value {
   std::int64_t integer = 0;  // of kInt and kBool
   double real = 0;
   Tensor tensor;
+
+  Value() = default;
+  Value(const Tensor& t) : kind(Kind::kTensor), tensor(t) {}  // NOLINT(google-explicit-constructor)
+  explicit Value(std::int64_t v) : kind(Kind::kInt), integer(v), real(static_cast<double>(v)) {}
 };
 
 // A constant of the program as it is at present: the host's tensor, and what is in it.
@@ -54,7 +58,7 @@ class Frame {
   Frame(const Frame&) = delete;
   Frame& operator=(const Frame&) = delete;
 
-  void begin(Host& host, std::span<const Constant> constants, std::span<const Tensor> inputs, std::size_t device_bytes);
+  void begin(Host& host, std::span<const Constant> constants, std::span<const Value> inputs, std::size_t device_bytes);
   // Gives back all that the run still holds, whether it came to its end or not.
   void end();
 

@@ -31,8 +31,6 @@ struct Foreign {
   int callable = -1;
 };
 
-enum class Activation : std::uint8_t { kNone, kRelu, kGelu, kGeluTanh, kSilu, kTanh };
-
 class Host {
  public:
   virtual ~Host() = default;
@@ -47,11 +45,9 @@ class Host {
 
   // to = from, of one shape and any two dtypes, not on the CPU.
   virtual Status copy(const Tensor& to, const Tensor& from) = 0;
-  // out = x weight^T + bias, x (R, k), weight (n, k), bias (n) or null, out (R, n).
+  // out = x weight^T + bias, x (R, k), weight (n, k), bias (n) or null, out (R, n), whose rows may be
+  // further apart than n.
   virtual Status linear(Call& call, const Tensor& x, const Tensor& weight, const Tensor* bias, const Tensor& out) = 0;
-  virtual Status activate(Activation activation, const Tensor& t) = 0;  // in place
-  // out = a * b, one shape and dtype, not on the CPU; out may be a or b.
-  virtual Status multiply(const Tensor& a, const Tensor& b, const Tensor& out) = 0;
   // Reads the call's arguments and gives its results by Call::adopt and Call::set.
   virtual Status call(const Foreign& foreign, Call& call) = 0;
 

@@ -21,6 +21,7 @@ std::span<const Op> pointwise_ops();
 std::span<const Op> norm_ops();
 std::span<const Op> attention_ops();
 std::span<const Op> linear_ops();
+std::span<const Op> ragged_ops();
 std::span<const Op> foreign_ops();
 
 const Op* find_op(std::string_view name);  // null where there is none

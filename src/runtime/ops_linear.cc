@@ -1,7 +1,9 @@
-// Products with weights. The host multiplies; what stands behind the product is done in place on its result.
+// Linear layers. The host multiplies, and strop::linear_epilogue does what follows the product in place, but for few
+// rows on a GPU, which are strop::linear's (base/products.h).
+#include "base/products.h"
 #include "runtime/ops.h"
-#include "runtime/pointwise.h"
 #include "runtime/views.h"
+#include "strop/linear.h"
 
 namespace strop::runtime {
 namespace {
@@ -19,57 +21,104 @@ const Tensor& weight_of(Call& call, int i) {
   return weight;
 }
 
-void multiply(Call& call, const Tensor& a, const Tensor& b, const Tensor& out) {
-  if (out.device == DeviceType::kCpu && pointwise_on_cpu(Pointwise::kMul, a, b, out)) return;
-  check(call.host().multiply(a, b, out));
+LinearOptions options_of(Call& call, int activation, bool gated) {
+  LinearOptions options;
+  options.activation = activation_named(call.text(activation));
+  options.gated = gated;
+  return options;
+}
+
+TensorView view_or_none(const Tensor* t) { return t != nullptr ? view_of(*t) : TensorView{}; }
+
+// By strop's kernel, whose product is not written before what follows it.
+void run_fused(Call& call, const LinearInputs& in, const LinearOptions& options, const Tensor& out) {
+  LinearExecution execution;
+  execution.stream = call.host().stream();
+  if (const std::size_t bytes = linear_workspace_bytes(in, options); bytes > 0)
+    execution.workspace = call.temporary(out, DType::kUInt8, Sizes{static_cast<std::int64_t>(bytes)}).data;
+  check(linear(in, options, view_of(out), execution));
+}
+
+void run_epilogue(Call& call, const Tensor& y, const TensorView& residual, const LinearOptions& options,
+                  const Tensor& out) {
+  LinearEpilogueInputs in;
+  in.y = view_of(y);
+  in.residual = residual;
+  check(linear_epilogue(in, options, view_of(out), call.host().stream()));
 }
 
 // (x, weight, bias?, activation, residual?)
-void linear(Call& call) {
+void linear_act(Call& call) {
   const Tensor &x = call.tensor(0), &weight = weight_of(call, 1);
-  const Tensor whole = call.make(0, x, x.dtype, with_columns(x, weight.shape[0]));
+  const Tensor* const bias = call.tensor_or_null(2);
+  const LinearOptions options = options_of(call, 3, false);
   Tensor out;
-  flattened(whole, 1, out);
-  check(call.host().linear(call, call.rows(x, 1), weight, call.tensor_or_null(2), out));
-  if (const Activation activation = activation_named(call.text(3)); activation != Activation::kNone)
-    check(call.host().activate(activation, out));
-  if (const Tensor* residual = call.tensor_or_null(4)) {
-    if (whole.device != DeviceType::kCpu || !pointwise_on_cpu(Pointwise::kAdd, whole, *residual, whole))
-      throw Error("a residual of this dtype or device");
+  flattened(call.make(0, x, x.dtype, with_columns(x, weight.shape[0])), 1, out);
+  if (out.numel() == 0) return;
+  const Tensor rows = call.rows(x, 1);
+  LinearInputs in;
+  if (const Tensor* residual = call.tensor_or_null(4)) in.residual = view_of(call.rows(*residual, 1));
+  if (makes_product(view_of(rows))) {
+    in.x = view_of(rows);
+    in.weight = view_of(weight);
+    in.bias = view_or_none(bias);
+    return run_fused(call, in, options, out);
   }
+  check(call.host().linear(call, rows, weight, bias, out));
+  if (options.activation != Activation::kNone || in.residual.data != nullptr)
+    run_epilogue(call, out, in.residual, options, out);
 }
 
 // (x, weight, bias?, activation): the activated first half of the columns times the second.
 void linear_gated(Call& call) {
   const Tensor &x = call.tensor(0), &weight = weight_of(call, 1);
-  const std::int64_t n = weight.shape[0] / 2;
+  const Tensor* const bias = call.tensor_or_null(2);
+  const LinearOptions options = options_of(call, 3, true);
   Tensor out;
-  flattened(call.make(0, x, x.dtype, with_columns(x, n)), 1, out);
+  flattened(call.make(0, x, x.dtype, with_columns(x, weight.shape[0] / 2)), 1, out);
+  if (out.numel() == 0) return;
   const Tensor rows = call.rows(x, 1);
-  const Tensor both = call.temporary(x, x.dtype, Sizes{rows.shape[0], 2 * n});
-  check(call.host().linear(call, rows, weight, call.tensor_or_null(2), both));
-  const Tensor gate = slice(both, 1, 0, n, 1), up = slice(both, 1, n, 2 * n, 1);
-  if (const Activation activation = activation_named(call.text(3)); activation != Activation::kNone)
-    check(call.host().activate(activation, gate));
-  multiply(call, gate, up, out);
+  if (makes_product(view_of(rows))) {
+    LinearInputs in;
+    in.x = view_of(rows);
+    in.weight = view_of(weight);
+    in.bias = view_or_none(bias);
+    return run_fused(call, in, options, out);
+  }
+  const Tensor both = call.temporary(x, x.dtype, Sizes{rows.shape[0], weight.shape[0]});
+  check(call.host().linear(call, rows, weight, bias, both));
+  run_epilogue(call, both, {}, options, out);
 }
 
 // (x, gate weight, gate bias?, up weight, up bias?, activation)
 void linear_gated_pair(Call& call) {
   const Tensor &x = call.tensor(0), &gate = weight_of(call, 1), &up = weight_of(call, 3);
+  const Tensor *const gate_bias = call.tensor_or_null(2), *const up_bias = call.tensor_or_null(4);
+  const LinearOptions options = options_of(call, 5, true);
+  const std::int64_t n = gate.shape[0];
+  if (up.shape[0] != n) throw Error("two weights of " + std::to_string(n) + " and " + std::to_string(up.shape[0]));
   Tensor out;
-  flattened(call.make(0, x, x.dtype, with_columns(x, gate.shape[0])), 1, out);
+  flattened(call.make(0, x, x.dtype, with_columns(x, n)), 1, out);
+  if (out.numel() == 0) return;
   const Tensor rows = call.rows(x, 1);
-  const Tensor right = call.temporary(x, x.dtype, Sizes{rows.shape[0], up.shape[0]});
-  check(call.host().linear(call, rows, gate, call.tensor_or_null(2), out));
-  check(call.host().linear(call, rows, up, call.tensor_or_null(4), right));
-  if (const Activation activation = activation_named(call.text(5)); activation != Activation::kNone)
-    check(call.host().activate(activation, out));
-  multiply(call, out, right, out);
+  if (makes_product(view_of(rows))) {
+    LinearInputs in;
+    in.x = view_of(rows);
+    in.weight = view_of(gate);
+    in.bias = view_or_none(gate_bias);
+    in.up_weight = view_of(up);
+    in.up_bias = view_or_none(up_bias);
+    return run_fused(call, in, options, out);
+  }
+  // Side by side, as the epilogue wants them.
+  const Tensor both = call.temporary(x, x.dtype, Sizes{rows.shape[0], 2 * n});
+  check(call.host().linear(call, rows, gate, gate_bias, slice(both, 1, 0, n, 1)));
+  check(call.host().linear(call, rows, up, up_bias, slice(both, 1, n, 2 * n, 1)));
+  run_epilogue(call, both, {}, options, out);
 }
 
 constexpr Op kOps[] = {
-    {"strop.linear_act", &linear},
+    {"strop.linear_act", &linear_act},
     {"strop.linear_gated", &linear_gated},
     {"strop.linear_gated_pair", &linear_gated_pair},
 };

@@ -9,12 +9,13 @@
 namespace strop::runtime {
 namespace {
 
-std::uint64_t hash_of(std::span<const Tensor> inputs) {
+std::uint64_t hash_of(std::span<const Value> inputs) {
   std::uint64_t hash = 0xcbf29ce484222325U;
   const auto add = [&](std::int64_t v) { hash = (hash ^ static_cast<std::uint64_t>(v)) * 0x100000001b3U; };
-  for (const Tensor& t : inputs) {
-    add(t.rank);
-    for (int d = 0; d < t.rank; ++d) add(t.shape[d]);
+  for (const Value& input : inputs) {
+    add(input.integer);
+    add(input.tensor.rank);
+    for (int d = 0; d < input.tensor.rank; ++d) add(input.tensor.shape[d]);
   }
   return hash;
 }
@@ -44,7 +45,7 @@ std::unique_ptr<Frame> Plan::lease() const {
   return std::make_unique<Frame>(*program_);
 }
 
-Status Plan::run(Host& host, std::span<const Constant> constants, std::span<const Tensor> inputs,
+Status Plan::run(Host& host, std::span<const Constant> constants, std::span<const Value> inputs,
                  std::vector<void*>* outputs) const {
   Status status;
   std::unique_ptr<Frame> frame;
@@ -59,7 +60,7 @@ Status Plan::run(Host& host, std::span<const Constant> constants, std::span<cons
                   StatusCode::kTypeError);
     for (std::size_t i = 0; i < inputs.size(); ++i) {
       program_->inputs[i].check(inputs[i]);
-      on_device |= inputs[i].device != DeviceType::kCpu;
+      on_device |= inputs[i].tensor.device != DeviceType::kCpu;
     }
     std::size_t device_bytes = 0;
     if (on_device) {

@@ -23,9 +23,9 @@ class Plan {
   const Program& program() const { return *program_; }
 
   // Computes the outputs: tensors of the host's, the caller's to release. After an error there are none, and nothing
-  // is held. Constants are as the program declares them, in its order; they and the inputs stay where they are for as
-  // long as it runs.
-  Status run(Host& host, std::span<const Constant> constants, std::span<const Tensor> inputs,
+  // is held. Constants and inputs are as the program declares them, in its order, inputs tensors or integers; they stay
+  // where they are for as long as it runs.
+  Status run(Host& host, std::span<const Constant> constants, std::span<const Value> inputs,
              std::vector<void*>* outputs) const;
 
   // Bytes of slabs that are kept between calls, all threads' together.

@@ -41,7 +41,7 @@ struct Outcome {
 Outcome run(const Plan& plan, TestHost& host, std::vector<float>& x, const Sizes& shape) {
   Outcome r;
   std::vector<void*> outputs;
-  const Tensor input = tensor_over(x, DType::kFloat32, shape);
+  const Value input = tensor_over(x, DType::kFloat32, shape);
   r.status = plan.run(host, {}, {&input, 1}, &outputs);
   for (std::size_t i = 0; i < outputs.size(); ++i) {
     r.values.push_back(values_of<float>(result(outputs, i)));
@@ -148,7 +148,7 @@ TEST(Plan, ThreadsRunItAtOnce) {
         const std::int64_t n = 1 + (round * 7 + static_cast<int>(t)) % 50;
         std::vector<float> x(static_cast<std::size_t>(2 * n));
         for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i + t);
-        const Tensor input = tensor_over(x, DType::kFloat32, {2, n});
+        const Value input = tensor_over(x, DType::kFloat32, {2, n});
         std::vector<void*> outputs;
         if (!plan->run(host, {}, {&input, 1}, &outputs).ok()) {
           ++wrong[t];
@@ -233,15 +233,68 @@ TEST(Plan, InputsAreChecked) {
   TestHost host;
   std::vector<void*> outputs;
   std::vector<float> x(6);
+  const auto message = [&](const Value& v) { return plan->run(host, {}, {&v, 1}, &outputs).message(); };
   Tensor t = tensor_over(x, DType::kFloat32, {6});
-  EXPECT_EQ(plan->run(host, {}, {&t, 1}, &outputs).message(), "x: expected 2 dimensions, got 1");
+  EXPECT_EQ(message(t), "x: expected 2 dimensions, got 1");
   t = tensor_over(x, DType::kInt32, {2, 3});
-  EXPECT_EQ(plan->run(host, {}, {&t, 1}, &outputs).message(), "x: expected float32, got int32");
+  EXPECT_EQ(message(t), "x: expected float32, got int32");
   t.dtype = DType::kFloat32;
   t.device = DeviceType::kCuda;
-  EXPECT_EQ(plan->run(host, {}, {&t, 1}, &outputs).message(), "x: it is on another device than the plan was made for");
+  EXPECT_EQ(message(t), "x: it is on another device than the plan was made for");
+  EXPECT_EQ(message(Value(3)), "x: expected a tensor");
   EXPECT_EQ(plan->run(host, {}, {}, &outputs).code(), StatusCode::kTypeError);
   EXPECT_TRUE(outputs.empty());
+}
+
+TEST(Plan, InputsMayBeNumbers) {
+  const auto plan = loaded(R"({"version": 1, "constants": [],
+      "inputs": [{"name": "n", "dtype": "int"}, {"name": "x", "dtype": "float32", "shape": [-1]}],
+      "instructions": [{"op": "int.add", "args": ["%n", 1], "out": ["m"]},
+                       {"op": "slice", "args": ["%x", 0, "%n", "%m", 1], "out": ["y"]}],
+      "outputs": ["%y"]})");
+  TestHost host;
+  std::vector<float> x = {1, 2, 3};
+  const Tensor t = tensor_over(x, DType::kFloat32, {3});
+  for (std::int64_t n = 0; n < 3; ++n) {
+    const Value inputs[] = {Value(n), t};
+    std::vector<void*> outputs;
+    ASSERT_TRUE(plan->run(host, {}, inputs, &outputs).ok());
+    EXPECT_EQ(values_of<float>(result(outputs, 0)), (std::vector<float>{x[static_cast<std::size_t>(n)]}));
+    host.release(outputs[0]);
+  }
+  const Value wrong[] = {t, t};
+  std::vector<void*> outputs;
+  EXPECT_EQ(plan->run(host, {}, wrong, &outputs).message(), "n: expected an int");
+}
+
+// A packed batch: rows gathered, pooled by sequence and put back.
+TEST(Plan, PackedTokens) {
+  const auto plan = loaded(R"({"version": 1, "constants": [],
+      "inputs": [{"name": "x", "dtype": "float32", "shape": [-1, -1, -1]},
+                 {"name": "mask", "dtype": "int32", "shape": [-1, -1]}],
+      "instructions": [
+        {"op": "strop.token_index", "args": ["%mask"], "out": ["cu", "all", "where", "summary"]},
+        {"op": "slice", "args": ["%all", 0, 0, 3, 1], "out": ["rows"]},
+        {"op": "reshape", "args": ["%x", [4, 2]], "out": ["flat"]},
+        {"op": "strop.gather_rows", "args": ["%flat", "%rows"], "out": ["packed"]},
+        {"op": "strop.mean_pool_packed", "args": ["%packed", "%cu", 0.5], "out": ["means"]},
+        {"op": "strop.mean_pool", "args": ["%x", "%mask", 0.5], "out": ["same"]},
+        {"op": "strop.scatter_rows", "args": ["%packed", "%where"], "out": ["back"]}],
+      "outputs": ["%packed", "%means", "%same", "%back", "%cu"]})");
+  TestHost host;
+  std::vector<float> x = {1, 2, 3, 4, 5, 6, 7, 8};
+  std::vector<int> mask = {1, 1, 0, 1};
+  const Value inputs[] = {tensor_over(x, DType::kFloat32, {2, 2, 2}), tensor_over(mask, DType::kInt32, {2, 2})};
+  std::vector<void*> outputs;
+  const Status status = plan->run(host, {}, inputs, &outputs);
+  ASSERT_TRUE(status.ok()) << status.message();
+  EXPECT_EQ(values_of<float>(result(outputs, 0)), (std::vector<float>{1, 2, 3, 4, 7, 8}));
+  EXPECT_EQ(values_of<float>(result(outputs, 1)), (std::vector<float>{2, 3, 7, 8}));
+  EXPECT_EQ(values_of<float>(result(outputs, 2)), (std::vector<float>{2, 3, 7, 8}));
+  EXPECT_EQ(values_of<float>(result(outputs, 3)), (std::vector<float>{1, 2, 3, 4, 0, 0, 7, 8}));
+  EXPECT_EQ(values_of<int>(result(outputs, 4)), (std::vector<int>{0, 2, 3}));
+  for (void* output : outputs) host.release(output);
+  EXPECT_EQ(host.alive, 0);
 }
 
 TEST(Plan, TextsThatAreWrongSayWhy) {
@@ -302,7 +355,7 @@ TEST(Plan, ScalarsConstantsAndProducts) {
   Constant constant;
   constant.tensor = tensor_over(w, DType::kFloat32, {3, 2});
   constant.tensor.block = kConstantBlock;
-  const Tensor input = tensor_over(x, DType::kFloat32, {1, 2});
+  const Value input = tensor_over(x, DType::kFloat32, {1, 2});
   std::vector<void*> outputs;
   const Status status = plan->run(host, {&constant, 1}, {&input, 1}, &outputs);
   ASSERT_TRUE(status.ok()) << status.message();
@@ -325,7 +378,7 @@ TEST(Plan, HostTimePerInstruction) {
     const auto plan = loaded(program(text, R"("%x")"));
     TestHost host;
     std::vector<float> x(64);
-    const Tensor input = tensor_over(x, DType::kFloat32, {8, 8});
+    const Value input = tensor_over(x, DType::kFloat32, {8, 8});
     double best = 1e9;
     for (int round = 0; round < 200; ++round) {
       std::vector<void*> outputs;

@@ -7,6 +7,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "runtime/frame.h"
 #include "runtime/ops.h"
 #include "runtime/pointwise.h"
 
@@ -30,7 +31,7 @@ class Parser {
   std::unique_ptr<Program> parse() {
     if (const int version = json_.at("version").get<int>(); version != 1)
       throw Error("a program of version " + std::to_string(version) + ", this library reads 1");
-    for (const Json& item : json_.at("constants")) program_->constants.push_back(declared(item));
+    for (const Json& item : json_.at("constants")) program_->constants.push_back(declared_tensor(item));
     for (const Json& item : json_.at("inputs")) program_->inputs.push_back(declared(item));
     if (json_.contains("scalars"))
       for (const Json& item : json_.at("scalars")) program_->scalars.push_back(scalar(item));
@@ -55,6 +56,15 @@ class Parser {
   }
 
   Declared declared(const Json& item) {
+    if (item.at("dtype") != "int") return declared_tensor(item);
+    Declared d;
+    d.name = item.at("name").get<std::string>();
+    d.integer = true;
+    define(d.name);
+    return d;
+  }
+
+  Declared declared_tensor(const Json& item) {
     Declared d;
     d.name = item.at("name").get<std::string>();
     d.dtype = dtype_named(item.at("dtype").get<std::string>());
@@ -207,6 +217,13 @@ void Declared::check(const Tensor& t) const {
       throw Error(name + ": expected size " + std::to_string(shape[d]) + " in dimension " + std::to_string(d) +
                   ", got " + std::to_string(t.shape[d]));
   }
+}
+
+void Declared::check(const Value& v) const {
+  const bool number = v.kind == Value::Kind::kInt;
+  if (number != integer || (!number && v.kind != Value::Kind::kTensor))
+    throw Error(name + ": expected a" + (integer ? "n int" : " tensor"), StatusCode::kTypeError);
+  if (!integer) check(v.tensor);
 }
 
 DType dtype_named(std::string_view name) {

@@ -2,6 +2,7 @@
 //
 //   {"version": 1,
 //    "inputs": [{"name": "input_ids", "dtype": "int64", "device": "cpu", "shape": [-1, -1]}, …],     -1: any size
+//                                        or {"name": "longest", "dtype": "int"}: a number
 //    "constants": [{"name": "embeddings.weight", "dtype": "float32", "device": "cpu", "shape": [97, 32]}, …],
 //    "scalars": [{"name": "c0", "dtype": "float32", "value": 0.5}, …],             tensors without dimensions
 //    "instructions": [{"op": "transpose", "args": ["%x", 1, 2], "out": ["y"]}, …],
@@ -23,6 +24,7 @@
 
 #include "runtime/host.h"
 #include "runtime/tensor.h"
+#include "strop/linear.h"
 
 namespace strop::runtime {
 
@@ -62,14 +64,18 @@ struct Instruction {
   std::unique_ptr<Foreign> foreign;
 };
 
+struct Value;
+
 // What the text says of an input or constant.
 struct Declared {
   std::string name;
+  bool integer = false;  // a number, of which nothing else is said
   DType dtype = DType::kFloat32;
   DeviceType device = DeviceType::kCpu;
   Sizes shape;  // -1: any
 
   void check(const Tensor& t) const;  // throws Error
+  void check(const Value& v) const;   // throws Error
 };
 
 struct Scalar {

@@ -75,18 +75,6 @@ class TestHost : public Host {
     }
     return {};
   }
-  Status activate(Activation activation, const Tensor& t) override {
-    if (activation != Activation::kRelu) return Status(StatusCode::kTypeError, "relu alone");
-    for (std::int64_t i = 0; i < t.shape[0]; ++i)
-      for (std::int64_t j = 0; j < t.shape[1]; ++j) {
-        float& v = static_cast<float*>(t.data)[i * t.strides[0] + j * t.strides[1]];
-        v = std::max(v, 0.F);
-      }
-    return {};
-  }
-  Status multiply(const Tensor&, const Tensor&, const Tensor&) override {
-    return Status(StatusCode::kRuntimeError, "no other device");
-  }
   Status call(const Foreign& foreign, Call& call) override {
     const auto found = operations.find(foreign.name);
     return found == operations.end() ? Status(StatusCode::kTypeError, "no operation of that name")

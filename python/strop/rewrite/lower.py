@@ -40,7 +40,7 @@ class Lowered:
     text: str
     constants: list[Tensor]
     callables: tuple[Callable[..., Any], ...]
-    results: list[Any]  # of the graph: positions among the plan's outputs as Position, else what they are
+    results: list[Any]  # of the graph: positions among the plan's outputs as Position or inputs as Given, or what it is
     native: frozenset[str]  # nodes that the runtime computes itself
     why_python: list[str] = field(default_factory=list)  # operations that call Python
 
@@ -50,9 +50,18 @@ class Position:
     index: int
 
 
-def lower(module: fx.GraphModule) -> Lowered:
-    """The plan of a graph; Unsupported says why there is none."""
-    return _Lowering(module).run()
+@dataclass(frozen=True)
+class Given:
+    index: int
+
+
+def lower(module: fx.GraphModule, part: bool = False) -> Lowered:
+    """The plan of a graph; Unsupported says why there is none.
+
+    part: it is one of a packed model's graphs. Inputs among its results are passed on, and rows behind the last
+    sequence may be anything, as nobody reads them.
+    """
+    return _Lowering(module, part).run()
 
 
 # ---- Arguments ------------------------------------------------------------------------------------------------------
@@ -145,8 +154,8 @@ _INTEGERS: dict[Any, str] = {
 
 
 class _Lowering:
-    def __init__(self, module: fx.GraphModule) -> None:
-        self.module = module
+    def __init__(self, module: fx.GraphModule, part: bool) -> None:
+        self.module, self.part = module, part
         self.inputs: list[dict[str, Any]] = []
         self.constants: list[dict[str, Any]] = []
         self.scalars: list[dict[str, Any]] = []
@@ -167,8 +176,11 @@ class _Lowering:
                 raise Unsupported(f"{node.name}: {error}") from None
         outputs: list[str] = []
         results: list[Any] = []
+        given = [node for node in self.module.graph.nodes if node.op == "placeholder"]
         for result in self.results or []:
-            if is_node(result):
+            if self.part and result in given:
+                results.append(Given(given.index(result)))
+            elif is_node(result):
                 if not isinstance(value_of(result), Tensor):
                     raise Unsupported(f"a result that is no tensor: {result.name}")
                 results.append(Position(len(outputs)))
@@ -191,7 +203,9 @@ class _Lowering:
     # ---- Nodes
 
     def _placeholder(self, node: fx.Node) -> None:
-        self.inputs.append({"name": node.name, **_declared(value_of(node))})
+        value = value_of(node)
+        number = isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+        self.inputs.append({"name": node.name, **({"dtype": "int"} if number else _declared(value))})
 
     def _get_attr(self, node: fx.Node) -> None:
         tensor = operator.attrgetter(str(node.target))(self.module)
@@ -642,29 +656,47 @@ def _attention(to: _Lowering, node: fx.Node, a: dict[str, Any]) -> bool:
     return to.add("strop.attention", node, *(a[name] for name in names))
 
 
+@rule("strop::attention_packed")
+def _attention_packed(to: _Lowering, node: fx.Node, a: dict[str, Any]) -> bool:
+    q, k, v = (_tensor(a[name]) for name in ("query", "key", "value"))
+    assert q is not None and k is not None and v is not None
+    size = q.shape[-1]
+    fits = q.dim() == 3 and isinstance(size, int) and size % 8 == 0 and 8 <= size <= 256 and v.shape[-1] == size
+    if not fits or q.dtype not in FLOATS or {k.dtype, v.dtype} != {q.dtype}:
+        return False
+    # The operator has 0 in rows behind the last sequence, the runtime nothing.
+    whole = _has(a["cu"], (torch.int32, torch.int64))
+    return to.part and whole and to.add("strop.attention_packed", node, *a.values())
+
+
 @rule("strop::rotary")
 def _rotary(to: _Lowering, node: fx.Node, a: dict[str, Any]) -> bool:
     x, cos, sin = (_tensor(a[name]) for name in ("x", "cos", "sin"))
     assert x is not None and cos is not None and sin is not None
-    if x.dim() != 4 or not all(_has(a[name], FLOATS) for name in ("x", "cos", "sin")):
+    if x.dim() not in (3, 4) or not all(_has(a[name], FLOATS) for name in ("x", "cos", "sin")):
         return False
-    size = x.shape[3]
-    fits = all(t.dim() <= 4 and t.shape[-1] == size and (t.dim() < 3 or t.shape[-3] == 1) for t in (cos, sin))
+    size, heads = x.shape[-1], 2 if x.dim() == 3 else 3  # counted from the end
+    fits = all(
+        t.dim() <= x.dim() and t.shape[-1] == size and (t.dim() < heads or t.shape[-heads] == 1) for t in (cos, sin)
+    )
     return isinstance(size, int) and size % 2 == 0 and fits and to.add("strop.rotary", node, *a.values())
 
 
 def _product_runs(node: fx.Node, a: dict[str, Any], *tensors: str) -> bool:
-    """Whether PyTorch multiplies these as they are, without a cast."""
+    """Whether these are multiplied as they are, without a cast, and the epilogue takes the product."""
     dtype = value_of(node).dtype
-    return all(_has(a[name], (dtype,)) for name in tensors)
+    return dtype in FLOATS and all(_has(a[name], (dtype,)) for name in tensors)
 
 
 @rule("strop::linear_act")
 def _linear_act(to: _Lowering, node: fx.Node, a: dict[str, Any]) -> bool:
-    wanted, residual = value_of(node), a["residual"]
-    added = residual is None or (wanted.device.type == "cpu" and wanted.dtype in _POINTWISE)
-    fits = added and _product_runs(node, a, "x", "weight", "bias", "residual")
-    return fits and to.add("strop.linear_act", node, *a.values())
+    residual = _tensor(a["residual"])
+    fits = residual is None or residual.dim() == value_of(node).dim()
+    return (
+        fits
+        and _product_runs(node, a, "x", "weight", "bias", "residual")
+        and to.add("strop.linear_act", node, *a.values())
+    )
 
 
 @rule("strop::linear_gated", "strop::linear_gated_pair")
@@ -672,3 +704,31 @@ def _linear_gated(to: _Lowering, node: fx.Node, a: dict[str, Any]) -> bool:
     tensors = [name for name in a if name != "activation"]
     name = "strop.linear_gated_pair" if "pair" in str(node.target) else "strop.linear_gated"
     return _product_runs(node, a, *tensors) and to.add(name, node, *a.values())
+
+
+@rule("strop::gather_rows", "strop::scatter_rows")
+def _rows(to: _Lowering, node: fx.Node, a: dict[str, Any]) -> bool:
+    x, index = a.values()
+    fits = _has(index, (torch.int32, torch.int64)) and _tensor(index).dim() == 1 and _tensor(x).dim() >= 1  # type: ignore[union-attr]
+    name = "strop.gather_rows" if "gather" in str(node.target) else "strop.scatter_rows"
+    return fits and to.add(name, node, x, index)
+
+
+@rule("strop::token_index")
+def _token_index(to: _Lowering, node: fx.Node, a: dict[str, Any]) -> bool:
+    mask = _tensor(a["mask"])
+    return mask is not None and mask.dim() == 2 and to.add("strop.token_index", node, a["mask"])
+
+
+@rule("strop::mean_pool")
+def _mean_pool(to: _Lowering, node: fx.Node, a: dict[str, Any]) -> bool:
+    x, mask = _tensor(a["x"]), _tensor(a["mask"])
+    fits = x is not None and mask is not None and x.dim() == 3 and x.shape[:2] == mask.shape and x.dtype in FLOATS
+    return fits and to.add("strop.mean_pool", node, *a.values())
+
+
+@rule("strop::mean_pool_packed")
+def _mean_pool_packed(to: _Lowering, node: fx.Node, a: dict[str, Any]) -> bool:
+    x = _tensor(a["x"])
+    fits = x is not None and x.dim() == 2 and x.dtype in FLOATS and _has(a["cu"], (torch.int32, torch.int64))
+    return fits and to.add("strop.mean_pool_packed", node, *a.values())

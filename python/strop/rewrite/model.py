@@ -337,20 +337,35 @@ def _packed(
         ragged = split(captured.module.graph, captured.module, captured.roles)
     except Padded as reason:
         return None, str(reason)
-    try:
-        body: Any = Plan(ragged.body)
-    except Exception as error:
-        body = None
-        captured.notes.append(f"packed tokens run node by node in Python, not as a plan: {error}")
-    runner = packed.Runner(ragged, captured.names, body)
+    plans: dict[str, Plan] = {}
+    notes = []
+    for name in ("body", "before", "sized", "after"):
+        graph = getattr(ragged, name)
+        if packed.as_inputs(graph) is None:
+            try:
+                plans[name] = Plan(graph, part=True)
+            except Exception as error:
+                notes.append(f"packed tokens run node by node in Python ({name}), not as a plan: {error}")
+    wrong = ""
+    for given in (plans, {}):
+        runner = packed.Runner(ragged, captured.names, given)
 
-    def call(given: Mapping[str, Tensor]) -> Any:
-        ordered = captured.ordered(given)
-        tokens = runner.locate(ordered)
-        return captured(given) if tokens is None else captured.result_of(runner(tokens, ordered))
+        def call(tensors: Mapping[str, Tensor], runner: packed.Runner = runner) -> Any:
+            ordered = captured.ordered(tensors)
+            tokens = runner.locate(ordered)
+            return captured(tensors) if tokens is None else captured.result_of(runner(tokens, ordered))
 
-    wrong = difference(captured, forward, tensors, fixed, call, runner.ragged.mask, runner.ragged.padded)
-    return (None, f"packed tokens do not give what the padded layout gives: {wrong}") if wrong else (runner, "")
+        try:
+            wrong = difference(captured, forward, tensors, fixed, call, ragged.mask, ragged.padded)
+        except Exception as error:
+            if not given:
+                raise
+            wrong = str(error)
+        if not wrong:
+            captured.notes += notes
+            return runner, ""
+        notes = [f"packed tokens run node by node in Python, not as a plan: {wrong}"]
+    return None, f"packed tokens do not give what the padded layout gives: {wrong}"
 
 
 def _in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:

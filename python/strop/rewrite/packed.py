@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from .graphs import Graphs, Replay, bucket
 from .ops import ops
 from .ragged import Layout, Pack, Ragged
 
-Body = Callable[..., Any]  # (*packed, cu, first, longest) → rows
+Run = Callable[..., Any]  # a graph, or its plan
 
 
 @dataclass
@@ -104,8 +104,8 @@ class Known:
 
     MOST = 64
 
-    def __init__(self, ragged: Ragged) -> None:
-        self.ragged = ragged
+    def __init__(self, ragged: Ragged, run: Run) -> None:
+        self.run = run
         self.constants = [getattr(ragged.sized, n.target) for n in ragged.sized.graph.nodes if n.op == "get_attr"]
         self.values: OrderedDict[Any, tuple[Tensor, ...]] = OrderedDict()
         self.lock = threading.Lock()
@@ -117,7 +117,7 @@ class Known:
             if found is not None:
                 self.values.move_to_end(key)
                 return found
-        found = self.ragged.sized(*tensors)
+        found = tuple(self.run(*tensors))
         with self.lock:
             self.values[key] = found
             if len(self.values) > self.MOST:
@@ -129,15 +129,18 @@ class Runner:
     """Runs a model's packed graph."""
 
     def __init__(
-        self, ragged: Ragged, names: Sequence[str], body: Body | None = None, graphs: Graphs | None = None
+        self, ragged: Ragged, names: Sequence[str], plans: Mapping[str, Run] | None = None, graphs: Graphs | None = None
     ) -> None:
         self.ragged, self.graphs = ragged, graphs
-        self.body = body or ragged.body
-        self.known = Known(ragged)
+        self.plans = dict(plans or {})  # of its graphs, by name; the others run as they are
+        self.body: Run = self.plans.get("body", ragged.body)  # (*packed, cu, first, longest) → rows
+        self.run_before: Run = self.plans.get("before", ragged.before)
+        self.run_after: Run = self.plans.get("after", ragged.after)
+        self.known = Known(ragged, self.plans.get("sized", ragged.sized))
         self.mask = names.index(ragged.mask) if ragged.mask is not None else None
-        self.before = _as_inputs(ragged.before)
+        self.before = as_inputs(ragged.before)
         self.has_sized = any(ragged.by_size)
-        self.after = _as_inputs(ragged.after)
+        self.after = as_inputs(ragged.after)
 
     def locate(self, tensors: list[Tensor]) -> Tokens | None:
         """Where a call's real tokens are; None where it needs the padded layout. `tensors` are the model's inputs."""
@@ -161,7 +164,7 @@ class Runner:
         if self.before is not None:
             before: Sequence[Tensor] = [tensors[i] for i in self.before]
         else:
-            before = ragged.before(*tensors)
+            before = self.run_before(*tensors)
         values = before
         if self.has_sized:
             given, sized = iter(before), iter(self.known(tensors))
@@ -174,7 +177,7 @@ class Runner:
         if self.after is not None:
             everything = (*tensors, *unpacked)
             return [everything[i] for i in self.after]
-        return ragged.after(*tensors, *unpacked)
+        return self.run_after(*tensors, *unpacked)
 
     # ---- By CUDA graphs ---------------------------------------------------------------------------------------------
 
@@ -230,7 +233,7 @@ class Runner:
         return inputs, lambda own: self.body(*own, longest)
 
 
-def _as_inputs(module: fx.GraphModule) -> list[int] | None:
+def as_inputs(module: fx.GraphModule) -> list[int] | None:
     """Which of its inputs a graph gives, where it computes nothing; None where it does."""
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
     results = next(node for node in module.graph.nodes if node.op == "output").args[0]

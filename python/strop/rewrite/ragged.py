@@ -499,7 +499,7 @@ def _finish(s: _Splitter) -> Ragged:
     body_results: list[fx.Node] = []
     for node in s.graph.nodes:
         if node.op == "placeholder":
-            wanted[node] = s.after.placeholder(node.target)
+            wanted[node] = _placeholder(s.after, node.target, node)
 
     def unpacked(node: fx.Node) -> fx.Node:
         if node in wanted:
@@ -509,7 +509,7 @@ def _finish(s: _Splitter) -> Ragged:
                 raise Padded(f"{node.name} has several results, which are wanted in the padded layout")
             last = [n for n in s.after.nodes if n.op == "placeholder"][-1:]
             with s.after.inserting_after(last[0]) if last else s.after.inserting_before(None):
-                wanted[node] = s.after.placeholder(f"rows_{len(rows)}_{node.name}")
+                wanted[node] = _placeholder(s.after, f"rows_{len(rows)}_{node.name}", node)
             rows.append(s.layout[node])
             ranks.append(value_of(node).dim())
             body_results.append(s.in_body[node])
@@ -582,9 +582,15 @@ def _by_size(node: fx.Node) -> bool:
     return operation(node.target) == "sym_size" or all(_by_size(n) for n in node.all_input_nodes)
 
 
+def _placeholder(graph: fx.Graph, name: str, like: fx.Node) -> fx.Node:
+    node = graph.placeholder(name)
+    node.meta = dict(like.meta)
+    return node
+
+
 def _copy(source: fx.Graph, graph: fx.Graph, results: Sequence[fx.Node]) -> None:
     """What computes some nodes, with all inputs of the graph that they are of."""
-    kept = {node: graph.placeholder(node.target) for node in source.nodes if node.op == "placeholder"}
+    kept = {node: _placeholder(graph, node.target, node) for node in source.nodes if node.op == "placeholder"}
 
     def copied(node: fx.Node) -> fx.Node:
         if node not in kept:

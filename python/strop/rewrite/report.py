@@ -212,5 +212,8 @@ def report(model: nn.Module) -> Report:
             graph.ragged, graph.padded_calls = program.packed is not None, program.padded_calls
             if program.captured.plan is not None:
                 graph.notes += [f"calls Python: {reason}" for reason in program.captured.plan.why_python]
+            for name, plan in program.packed.plans.items() if program.packed is not None else ():
+                reasons = plan.why_python if isinstance(plan, Plan) else []
+                graph.notes += [f"calls Python for real tokens ({name}): {reason}" for reason in reasons]
         found.graphs.append(graph)
     return found
