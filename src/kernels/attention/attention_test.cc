@@ -446,6 +446,23 @@ TEST(AttentionSmall, DiagonalsAndWindows) {
   }
 }
 
+// A tile of 64 keys that the first of a few queries meets whole, and the others but for the first keys; and the other
+// way round at its end.
+TEST(AttentionSmall, TilesThatSomeQueriesMeetWhole) {
+  Random random(87);
+  for (const Backend& backend : some_backends()) {
+    for (const DType dtype : kFloats) {
+      for (const bool left : {true, false}) {
+        Case c;
+        c.lq = 3, c.lk = 130, c.d = 8, c.dtype = dtype;
+        c.options.diagonal = left ? Diagonal::kBottomRight : Diagonal::kTopLeft;
+        (left ? c.options.window_left : c.options.window_right) = left ? 127 : 61;  // keys 0 to 2 and 61 to 63 are cut
+        check(c, backend, random);
+      }
+    }
+  }
+}
+
 // Which keys a query meets, without the oracle, which shares keys_of with the kernels: q is 0, so all admitted keys
 // have one weight, and v the unit matrix, so that out shows them.
 TEST(AttentionSmall, AdmittedKeys) {
