@@ -21,6 +21,7 @@ from . import packed, registry
 from .capture import B, Captured, CaptureError, L, capture, clean, difference, roles
 from .graphs import Graphs, run_as_it_is
 from .merge import merge_linears
+from .patterns import value_of
 from .plan import Plan, Stale
 from .ragged import Padded, split
 from .registry import Outcome
@@ -319,6 +320,8 @@ def _plan(
     captured: Captured, forward: Callable[..., Any], tensors: Mapping[str, Tensor], fixed: Mapping[str, Any]
 ) -> None:
     """Makes a checked graph a plan, which is checked as well; the graph stays where that does not work."""
+    if not _plans_run_on(captured):
+        return
     try:
         captured.plan = Plan(captured.module)
         wrong = difference(captured, forward, tensors, fixed)
@@ -327,6 +330,12 @@ def _plan(
     if wrong:
         captured.plan = None
         captured.notes.append(f"runs node by node in Python, not as a plan: {wrong}")
+
+
+def _plans_run_on(captured: Captured) -> bool:
+    """Plans are for the CPU so far. On CUDA graphs are recorded node by node, and replayed without Python."""
+    tensors = (value_of(node) for node in captured.module.graph.nodes if node.op == "placeholder")
+    return all(tensor.device.type == "cpu" for tensor in tensors)
 
 
 def _packed(
@@ -339,7 +348,7 @@ def _packed(
         return None, str(reason)
     plans: dict[str, Plan] = {}
     notes = []
-    for name in ("body", "before", "sized", "after"):
+    for name in ("body", "before", "sized", "after") if _plans_run_on(captured) else ():
         graph = getattr(ragged, name)
         if packed.as_inputs(graph) is None:
             try:

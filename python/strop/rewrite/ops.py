@@ -197,6 +197,9 @@ def attention(
     In memory the result is (batch, queries, heads, value size), so that heads side by side, what a layer goes on with,
     is a view of it.
     """
+    if 0 in (*query.shape, key.shape[2]):  # for which PyTorch has no kernel everywhere
+        shape = (query.shape[0], query.shape[2], query.shape[1], value.shape[3])
+        return query.new_zeros(shape).transpose(1, 2)
     if padding is not None or window_left >= 0 or window_right >= 0:
         batch, queries, keys = query.shape[0], query.shape[2], key.shape[2]
         bounds = (query_offset, 0, window_left, window_right)
