@@ -157,7 +157,7 @@ def test_report_says_why_not(name: str) -> None:
     g = generator("why", name)
     run(model, eager, tokens(3, 7, g, mask("right", 3, 7, g)))
     graph = strop.report(model).graphs[0]
-    assert not graph.ragged and any("padding is computed as well" in note for note in graph.notes), graph.notes
+    assert not graph.ragged and "padding is computed as well" in graph.layout, graph.layout
 
 
 def test_a_sequence_does_not_notice_its_neighbours() -> None:

@@ -167,13 +167,14 @@ def test_dtype_computes_on_a_copy(dtype: torch.dtype) -> None:
     with torch.no_grad():
         given, wanted, theirs = (m(**inputs).last_hidden_state for m in (model, eager, half))
     assert given.dtype == dtype and all(p.dtype == torch.float32 for p in model.parameters())
-    error, plain = ((t.double() - wanted.double()).pow(2).mean().sqrt() for t in (given, theirs))
+    real = inputs["attention_mask"].bool()  # at padding ours is 0
+    error, plain = ((t.double() - wanted.double())[real].pow(2).mean().sqrt() for t in (given, theirs))
     assert error <= 1.1 * plain
     with torch.no_grad():
         model.encoder.layer[0].output.LayerNorm.weight.mul_(2)
         eager.encoder.layer[0].output.LayerNorm.weight.mul_(2)
         again, wanted = model(**inputs).last_hidden_state, eager(**inputs).last_hidden_state
-    assert float((again - wanted).abs().max() / wanted.abs().max()) < 0.05
+    assert float((again - wanted)[real].abs().max() / wanted.abs().max()) < 0.05
     assert "float16" in str(strop.report(model))
 
 

@@ -708,7 +708,9 @@ def _linear_gated(to: _Lowering, node: fx.Node, a: dict[str, Any]) -> bool:
 
 @rule("strop::gather_rows", "strop::scatter_rows")
 def _rows(to: _Lowering, node: fx.Node, a: dict[str, Any]) -> bool:
-    x, index = a.values()
+    x, index = a["x"], a["rows"] if "rows" in a else a["where"]
+    if a.get("repeated"):
+        return False
     fits = _has(index, (torch.int32, torch.int64)) and _tensor(index).dim() == 1 and _tensor(x).dim() >= 1  # type: ignore[union-attr]
     name = "strop.gather_rows" if "gather" in str(node.target) else "strop.scatter_rows"
     return fits and to.add(name, node, x, index)

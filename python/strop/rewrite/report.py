@@ -46,6 +46,7 @@ class Graph:
     notes: list[str] = field(default_factory=list)
     why_eager: str = ""
     ragged: bool = False  # whether real tokens alone are computed
+    layout: str = ""  # the same in words, with why not and when not
     padded_calls: int = 0  # of these, the calls that needed the padded layout all the same
 
 
@@ -87,7 +88,7 @@ class Report:
                         + (f": {line.note}" if line.note else "")
                         for line in lines
                     ]
-            parts += [f"    {note}" for note in graph.notes]
+            parts += [f"    {note}" for note in (*graph.notes, graph.layout) if note]
         if self.eager:
             parts.append("  calls that ran the model's own code")
             parts += [f"    {count:>4} × {reason}" for reason, count in self.eager.items()]
@@ -106,7 +107,7 @@ class Report:
                 continue
             rows = [row(line.operation, line.count, line.runs_on, line.note) for line in graph.replaced + graph.left]
             parts.append(f"<table>{row('operation', 'count', 'runs on', 'note', tag='th')}{''.join(rows)}</table>")
-            parts += [f"<p>{html.escape(note)}</p>" for note in graph.notes]
+            parts += [f"<p>{html.escape(note)}</p>" for note in (*graph.notes, graph.layout) if note]
         if self.eager:
             rows = [row(count, reason) for reason, count in self.eager.items()]
             header = row("calls", "why the model's own code ran", tag="th")
@@ -163,13 +164,13 @@ def _lines(program: Program) -> tuple[list[Line], list[Line]]:
     return ours, lines
 
 
-def _layout_notes(program: Program) -> list[str]:
+def _layout(program: Program) -> str:
     if program.why_padded:
-        return [f"padding is computed as well (ragged): {program.why_padded}"]
+        return f"padding is computed as well (ragged): {program.why_padded}"
     if program.packed is None:
-        return []
+        return ""
     if not program.padded_calls:
-        return ["real tokens alone are computed"]
+        return "real tokens alone are computed"
     why = [
         reason
         for wanted, reason in (
@@ -179,7 +180,7 @@ def _layout_notes(program: Program) -> list[str]:
         )
         if wanted
     ]
-    return [f"real tokens alone are computed, but for {program.padded_calls} calls with {' or '.join(why)}"]
+    return f"real tokens alone are computed, but for {program.padded_calls} calls with {' or '.join(why)}"
 
 
 def _first(value: object) -> object:
@@ -208,7 +209,8 @@ def report(model: nn.Module) -> Report:
         graph = Graph(program.call, program.calls, why_eager=program.why_eager)
         if program.captured is not None:
             graph.replaced, graph.left = _lines(program)
-            graph.notes = program.captured.notes + _layout_notes(program)
+            graph.notes = list(program.captured.notes)
+            graph.layout = _layout(program)
             graph.ragged, graph.padded_calls = program.packed is not None, program.padded_calls
             if program.captured.plan is not None:
                 graph.notes += [f"calls Python: {reason}" for reason in program.captured.plan.why_python]
