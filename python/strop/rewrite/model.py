@@ -92,11 +92,7 @@ class Forward:
         # The module is not whole yet; what depends on it is made when it is first called.
 
     def __getattr__(self, name: str) -> Any:
-        if (
-            name
-            in ("programs", "known", "graphs_by_device", "eager", "lock", "parameters", "positional", "__signature__")
-            and "model" in self.__dict__
-        ):
+        if name in _SET_UP and "model" in self.__dict__:
             self._set_up()
             return self.__dict__[name]
         raise AttributeError(name)
@@ -126,7 +122,7 @@ class Forward:
                 if program is None or not self._current(program):
                     for graphs in self.graphs_by_device.values() if program is not None else ():
                         graphs.clear()  # they read weights that are there no more
-                    self.known = {look: kept for look, kept in self.known.items() if kept is not program}
+                    self._forget(program)
                     program = self.programs[key] = self._compile(tensors, fixed)
         captured = program.captured
         if captured is None:
@@ -174,13 +170,17 @@ class Forward:
             with torch.no_grad():
                 return self._run(program, captured, captured.ordered(given))
         except Stale:  # the module was moved or cast: its parameters are the same objects with other contents
-            self.programs = {key: kept for key, kept in self.programs.items() if kept is not program}
-            self.known = {look: kept for look, kept in self.known.items() if kept is not program}
+            self._forget(program)
             return self(*args, **kwargs)
+
+    def _forget(self, program: Program | None) -> None:
+        """Has a program's calls find it no more."""
+        self.programs = {key: kept for key, kept in self.programs.items() if kept is not program}
+        self.known = {look: kept for look, kept in self.known.items() if kept is not program}
 
     def _run(self, program: Program, captured: Captured, ordered: list[Tensor]) -> Any:
         if self.dtype is not None:
-            ordered = [t.to(self.dtype) if t.is_floating_point() else t for t in ordered]
+            ordered = [self._converted(t) for t in ordered]
         device = ordered[0].device
         recorded = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         if program.packed is not None and not recorded:  # to count tokens is to wait, which a recording cannot
@@ -257,10 +257,8 @@ class Forward:
     def _current(self, program: Program) -> bool:
         return program.weights is None or program.weights.same()
 
-    def _converted(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        if self.dtype is None:
-            return tensors
-        return {name: t.to(self.dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+    def _converted(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
     def _eagerly(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.eager[reason] = self.eager.get(reason, 0) + 1
@@ -286,7 +284,7 @@ class Forward:
         if self.dtype is not None:
             model = _in_dtype(model, self.dtype)
             forward = functools.partial(type(model).forward, model)
-            tensors = self._converted(tensors)
+            tensors = {name: self._converted(t) for name, t in tensors.items()}
         captured = capture(model, forward, tensors, fixed)
         clean(captured.module.graph)
         plain = fx.Graph()

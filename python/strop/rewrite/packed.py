@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -38,30 +39,10 @@ class Tokens:
         return first.clamp(max=self.count - 1) if self.clamped else first
 
 
-class Starts:
-    """cu of batches without padding, which depends on their sizes alone."""
-
-    MOST = 256
-
-    def __init__(self) -> None:
-        self.known: OrderedDict[Any, Tensor] = OrderedDict()
-        self.lock = threading.Lock()
-
-    def __call__(self, batch: int, length: int, device: torch.device) -> Tensor:
-        key = (batch, length, device)
-        with self.lock:
-            found = self.known.get(key)
-            if found is None:
-                cu = torch.arange(0, batch * length + 1, length, dtype=torch.int32, device=device)
-                found = self.known[key] = cu
-                if len(self.known) > self.MOST:
-                    self.known.popitem(last=False)
-            else:
-                self.known.move_to_end(key)
-        return found
-
-
-_starts = Starts()
+@functools.lru_cache(maxsize=256)
+def _starts(batch: int, length: int, device: torch.device) -> Tensor:
+    """cu of a batch without padding, which depends on its sizes alone."""
+    return torch.arange(0, batch * length + 1, length, dtype=torch.int32, device=device)
 
 
 def rows_of(value: Tensor, how: Pack, tokens: Tokens) -> Tensor:
