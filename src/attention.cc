@@ -181,11 +181,7 @@ Status attention(const AttentionInputs& in, const AttentionOptions& options, con
 #if STROP_WITH_CUDA
   if (in.q.device == DeviceType::kCuda) {
     const std::size_t bytes = attn::workspace_bytes(p);
-    const auto address = reinterpret_cast<std::uintptr_t>(execution.workspace);
-    if (bytes > 0 && (address == 0 || address % 16 != 0)) [[unlikely]] {
-      return value_error("execution.workspace", "16-byte aligned memory of attention_workspace_bytes",
-                         address == 0 ? "none" : "a misaligned address");
-    }
+    if (bytes > 0) STROP_RETURN_IF_ERROR(check_workspace(execution.workspace, "attention_workspace_bytes"));
     p.workspace = execution.workspace;
 #if STROP_EMULATED
     const TensorView workspace = TensorView::contiguous(bytes > 0 ? execution.workspace : nullptr, DType::kUInt8,

@@ -186,11 +186,7 @@ Status linear(const LinearInputs& in, const LinearOptions& options, const Tensor
 #if STROP_WITH_CUDA
   if (in.x.device == DeviceType::kCuda) {
     const std::size_t bytes = workspace_bytes(in, options, n);
-    const auto address = reinterpret_cast<std::uintptr_t>(execution.workspace);
-    if (bytes > 0 && (address == 0 || address % 16 != 0)) [[unlikely]] {
-      return value_error("execution.workspace", "16-byte aligned memory of linear_workspace_bytes",
-                         address == 0 ? "none" : "a misaligned address");
-    }
+    if (bytes > 0) STROP_RETURN_IF_ERROR(check_workspace(execution.workspace, "linear_workspace_bytes"));
     p.workspace = execution.workspace;
 #if STROP_EMULATED
     const TensorView workspace = TensorView::contiguous(bytes > 0 ? execution.workspace : nullptr, DType::kUInt8,

@@ -54,15 +54,6 @@ Status check_loss(const TensorView& loss, const TensorView& like, const char* li
   return check_same_device("loss", loss, like, like_name);
 }
 
-Status check_workspace(const Execution& execution) {
-  const auto address = reinterpret_cast<std::uintptr_t>(execution.workspace);
-  if (address == 0 || address % 16 != 0) [[unlikely]] {
-    return value_error("execution.workspace", "16-byte aligned memory of kLossWorkspaceBytes",
-                       address == 0 ? "none" : "a misaligned address");
-  }
-  return {};
-}
-
 #if STROP_EMULATED
 // Where kernels run in the emulator, it is told a call's tensors: where each begins and ends, and who may write it.
 #define STROP_EMULATOR_NAMES(...) const emu::Names names({__VA_ARGS__})
@@ -131,7 +122,7 @@ Status run_policy_loss(policy_loss::Reduction reduction, const PolicyLossInputs&
   }
   STROP_RETURN_IF_ERROR(check_like("completions_mask", in.completions_mask, policy, 2, "policy_logprobs", empty));
   STROP_RETURN_IF_ERROR(check_loss(loss, policy, "policy_logprobs"));
-  STROP_RETURN_IF_ERROR(check_workspace(execution));
+  STROP_RETURN_IF_ERROR(check_workspace(execution.workspace, "kLossWorkspaceBytes"));
 
   if (grad.data != nullptr) {
     if (grad.dtype != policy.dtype) [[unlikely]] {
@@ -225,7 +216,7 @@ Status reverse_kl_loss(const ReverseKlInputs& in, const TensorView& loss, const 
   STROP_RETURN_IF_ERROR(
       check_like("completions_mask", in.completions_mask, student, rank - 1, "student_logits", empty));
   STROP_RETURN_IF_ERROR(check_loss(loss, student, "student_logits"));
-  STROP_RETURN_IF_ERROR(check_workspace(execution));
+  STROP_RETURN_IF_ERROR(check_workspace(execution.workspace, "kLossWorkspaceBytes"));
 
   reverse_kl::Problem p;
   bool in_place = false;

@@ -193,4 +193,14 @@ inline bool share_memory(const TensorView& a, const TensorView& b) {
   return bytes < width || bytes > pitch - width;
 }
 
+// Scratch for a kernel; `bytes` is the name of what says how much.
+inline Status check_workspace(const void* workspace, const char* bytes) {
+  const auto address = reinterpret_cast<std::uintptr_t>(workspace);
+  if (address == 0 || address % 16 != 0) [[unlikely]] {
+    return value_error("execution.workspace", std::string("16-byte aligned memory of ") + bytes,
+                       address == 0 ? "none" : "a misaligned address");
+  }
+  return {};
+}
+
 }  // namespace strop::checks
