@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from . import packed, registry
-from .capture import B, Captured, CaptureError, L, capture, clean, difference, roles
+from .capture import Answers, B, Captured, CaptureError, L, capture, clean, difference, roles
 from .graphs import Graphs, run_as_it_is
 from .merge import merge_linears
 from .patterns import value_of
@@ -293,18 +293,19 @@ class Forward:
         if self.dtype is not None:
             merge_linears(captured.module)
         captured.module.recompile()
-        wrong = difference(captured, forward, tensors, fixed)
+        answers = Answers(forward, tensors, fixed)
+        wrong = difference(captured, answers)
         if wrong:
             captured.module.graph = plain
             captured.module.recompile()
-            again = difference(captured, forward, tensors, fixed)
+            again = difference(captured, answers)
             if again:
                 raise CaptureError(f"the captured graph does not do what the module does: {again}")
             captured.notes.append(f"nothing was replaced, as the rewritten graph is not what was captured: {wrong}")
             outcome = Outcome({}, {})
-        _plan(captured, forward, tensors, fixed)
+        _plan(captured, answers)
         if self.ragged:
-            runner, program.why_padded = _packed(captured, forward, tensors, fixed)
+            runner, program.why_padded = _packed(captured, answers)
             if runner is not None:
                 runner.graphs = self._graphs_of(next(iter(tensors.values())).device)
             program.packed = runner
@@ -314,15 +315,13 @@ class Forward:
         program.captured, program.outcome = captured, outcome
 
 
-def _plan(
-    captured: Captured, forward: Callable[..., Any], tensors: Mapping[str, Tensor], fixed: Mapping[str, Any]
-) -> None:
+def _plan(captured: Captured, answers: Answers) -> None:
     """Makes a checked graph a plan, which is checked as well; the graph stays where that does not work."""
     if not _plans_run_on(captured):
         return
     try:
         captured.plan = Plan(captured.module)
-        wrong = difference(captured, forward, tensors, fixed)
+        wrong = difference(captured, answers)
     except Exception as error:
         wrong = str(error)
     if wrong:
@@ -336,9 +335,7 @@ def _plans_run_on(captured: Captured) -> bool:
     return all(tensor.device.type == "cpu" for tensor in tensors)
 
 
-def _packed(
-    captured: Captured, forward: Callable[..., Any], tensors: Mapping[str, Tensor], fixed: Mapping[str, Any]
-) -> tuple[packed.Runner | None, str]:
+def _packed(captured: Captured, answers: Answers) -> tuple[packed.Runner | None, str]:
     """A captured graph for real tokens alone, or why there is none."""
     try:
         ragged = split(captured.module.graph, captured.module, captured.roles)
@@ -363,7 +360,7 @@ def _packed(
             return captured(tensors) if tokens is None else captured.result_of(runner(tokens, ordered))
 
         try:
-            wrong = difference(captured, forward, tensors, fixed, call, ragged.mask, ragged.padded)
+            wrong = difference(captured, answers, call, ragged.mask, ragged.padded)
         except Exception as error:
             if not given:
                 raise
@@ -378,8 +375,14 @@ def _packed(
 def _in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy of a module in another dtype."""
     forward = model.__dict__.pop("forward", None)
+    # Converted as they are copied: a copy in the old dtype would be made for nothing.
+    memo: dict[int, Any] = {}
+    for _, _, tensor in places_of(model):
+        if type(tensor) in (Tensor, nn.Parameter) and tensor.is_floating_point():
+            new = tensor.detach().to(dtype, copy=True)
+            memo[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
     try:
-        copied = copy.deepcopy(model).to(dtype)
+        copied = copy.deepcopy(model, memo).to(dtype)
     finally:
         if forward is not None:
             model.__dict__["forward"] = forward
