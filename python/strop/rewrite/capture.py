@@ -87,6 +87,8 @@ class Captured:
     result: pytree.TreeSpec
     most: list[tuple[str, int, int]]  # input, dimension, the largest size that the graph allows
     shared: list[Place]  # where in the module each parameter and buffer is
+    origins: dict[str, str] = field(default_factory=dict)  # the same for the graph's attributes: paths in the module
+    merged: dict[str, list[str]] = field(default_factory=dict)  # attributes made of others, one behind the other
     notes: list[str] = field(default_factory=list)
     plan: Plan | None = None  # what runs in the graph's place
     make: Callable[[Any], Any] | None = None  # result_of, once it was needed
@@ -215,6 +217,7 @@ def _own(
     values: dict[fx.Node, fx.Node] = {}
     attributes: dict[str, Any] = {}
     shared: list[Place] = []
+    origins: dict[str, str] = {}
     inputs = iter(names)
     most = []
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs if hasattr(spec.arg, "name")}
@@ -245,6 +248,8 @@ def _own(
                 raise CaptureError(f"an input of kind {spec.kind.name} has no counterpart here: {spec.target}")
             label = label if label not in attributes else f"{label}_{len(attributes)}"
             attributes[label] = tensor
+            if spec.kind in (kinds.PARAMETER, kinds.BUFFER) and spec.target.startswith("model."):
+                origins[label] = spec.target.removeprefix("model.")
             values[node] = graph.get_attr(label)
         values[node].meta = dict(node.meta)
     # Placeholders first, as a graph has them.
@@ -262,7 +267,7 @@ def _own(
     module = fx.GraphModule(attributes, graph, class_name="Rewritten")
     result = program.call_spec.out_spec
     assert result is not None
-    return Captured(module, names, role, result, most, shared, list(dict.fromkeys(seen.left)))
+    return Captured(module, names, role, result, most, shared, origins, notes=list(dict.fromkeys(seen.left)))
 
 
 def _upper(program: torch.export.ExportedProgram, size: Any) -> int | None:
@@ -331,13 +336,19 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torc
 class Answers:
     """What the module itself gives on the sizes that graphs are checked at, computed once for all checks."""
 
-    def __init__(self, forward: Callable[..., Any], tensors: Mapping[str, Tensor], fixed: Mapping[str, Any]) -> None:
-        self.forward, self.tensors, self.fixed = forward, tensors, fixed
+    def __init__(
+        self,
+        forward: Callable[..., Any],
+        tensors: Mapping[str, Tensor],
+        fixed: Mapping[str, Any],
+        sizes: Sequence[tuple[int, int]] = CHECKED_AT,
+    ) -> None:
+        self.forward, self.tensors, self.fixed, self.sizes = forward, tensors, fixed, sizes
         self.roles = roles(tensors)
         self.known: dict[Any, tuple[dict[str, Tensor], Any]] = {}
 
     def example(self, batch: int, length: int, holes: bool) -> dict[str, Tensor]:
-        """The same inputs in another size; a mask of tokens gets padding in a larger one, and a hole where holes are."""
+        """The same inputs in another size; in a larger one a mask of tokens has padding, and a hole where holes are."""
         given = {name: resized(t.detach(), self.roles[name], batch, length) for name, t in self.tensors.items()}
         if self._has_mask(given, batch):
             mask = torch.ones_like(given["attention_mask"])
@@ -355,7 +366,7 @@ class Answers:
 
     def __call__(self, holes: bool, fits: Callable[[Mapping[str, Tensor]], bool]) -> Iterator[tuple[Any, Any]]:
         """Inputs, of those sizes that fit, and what the module gives of them, or the error that it raises."""
-        for batch, length in CHECKED_AT:
+        for batch, length in self.sizes:
             key = batch, length, holes and self._has_mask(self.tensors, batch)
             given = self.known[key][0] if key in self.known else self.example(batch, length, holes)
             if not fits(given):

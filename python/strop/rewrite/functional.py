@@ -1,7 +1,8 @@
-"""Makes an exported graph functional: nothing in it writes to a tensor, and what may or may not be a view is decided.
+"""Makes an exported graph functional: nothing in it writes to a tensor, and what may be a view is one or is none.
 
-`ExportedProgram.run_decompositions({})` does the same by tracing the graph once more, which takes longer than the export
-itself. Few operations of a transformer's graph need it; where one does that is not known here, it is left to PyTorch.
+`ExportedProgram.run_decompositions({})` does the same by tracing the graph once more, which takes longer than the
+export itself. Few operations of a transformer's graph need it; where one does that is not known here, it is left to
+PyTorch.
 """
 
 from __future__ import annotations
