@@ -1,8 +1,8 @@
 """What decides the graph of a module's call, as a digest: two modules of one digest have the same graph.
 
 It has the classes of all submodules with the files that define them, every attribute that is no parameter or buffer,
-the names, shapes and dtypes of those that are, the call, and the versions of what captures it. What cannot be told, such
-as a closure or an object without attributes, raises Unknown: the graph of such a module is not kept.
+the names, shapes and dtypes of those that are, the call, and the versions of what captures it. What cannot be told,
+such as a closure or an object without attributes, raises Unknown: the graph of such a module is not kept.
 """
 
 from __future__ import annotations
@@ -184,16 +184,16 @@ def _sources(names: Iterable[str]) -> dict[str, str]:
     while todo:
         name, wanted = todo.pop()
         package = _package(name)
-        if name in found or package in ("torch", "strop", "builtins") or package in sys.stdlib_module_names:
-            if package != "__main__":
-                continue
+        known = package in ("torch", "strop") or package in sys.stdlib_module_names
+        if name in found or (known and name != "__main__"):
+            continue
         module = sys.modules.get(name)
         path = getattr(module, "__file__", None)
         if path is None:
             if wanted:
                 raise Unknown(f"{name} is not from a file")
             continue
-        if name in found or (not wanted and (package in _VERSIONED or _installed(path))):
+        if not wanted and (package in _VERSIONED or _installed(path)):
             continue
         found[name] = digest_of_file(path)
         if len(found) > MOST_FILES:

@@ -103,9 +103,8 @@ class Report:
         parts = [f"<p><b>{html.escape(self.model)}</b>{'' if self.optimized else ': not optimized'}</p>"]
         parts += [f"<p>{html.escape(option)}</p>" for option in self.options]
         for graph in self.graphs:
-            parts.append(
-                f"<p><code>{html.escape(graph.call)}</code>, {graph.calls} calls{', from the cache' if graph.cached else ''}</p>"
-            )
+            cached = ", from the cache" if graph.cached else ""
+            parts.append(f"<p><code>{html.escape(graph.call)}</code>, {graph.calls} calls{cached}</p>")
             if graph.why_eager:
                 parts.append(f"<p>not captured: {html.escape(graph.why_eager)}</p>")
                 continue
