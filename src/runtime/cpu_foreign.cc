@@ -1,4 +1,4 @@
-// Operations of PyTorch's for CpuHost, after their ATen schemas: those of which encoders make positions, masks and
+// Operations of PyTorch's for CpuHost, after their schemas: those of which encoders make positions, masks and
 // rotary tables. Their tensors are small, so inputs are brought to one dtype and shape first, and loops are plain.
 #include <algorithm>
 #include <cmath>
@@ -352,6 +352,33 @@ void embedding(Call& call) {
   if (columns > 0) check(gather_rows(view_of(weight), view_of(call.rows(index, 0)), view_of(out)));
 }
 
+// (padding?, batch, queries, keys, query_offset, key_offset, window_left, window_right, device): strop's own, as
+// python/strop/rewrite/ops.py has it. Bool (batch, 1, queries, keys), true where a query attends to a key.
+void attention_mask(Call& call) {
+  const Tensor* const padding = call.tensor_or_null(0);
+  const std::int64_t batch = call.integer(1), queries = call.integer(2), keys = call.integer(3);
+  const std::int64_t from = call.integer(4), key_offset = call.integer(5), left = call.integer(6),
+                     right = call.integer(7);
+  const Tensor out = call.make(0, Tensor(), DType::kBool, Sizes{batch, 1, queries, keys});
+  Tensor real;
+  if (padding != nullptr) {
+    if (padding->rank != 2 || padding->dtype != DType::kBool) throw Error("padding: expected bool of 2 dimensions");
+    real = expand(*padding, Sizes{batch, -1});
+  }
+  bool* seen = data_of<bool>(out);
+  for (std::int64_t b = 0; b < batch; ++b) {
+    for (std::int64_t i = 0; i < queries; ++i) {
+      for (std::int64_t j = 0; j < keys; ++j) {
+        const std::int64_t p = i + from, s = j + key_offset;
+        const bool within = (left < 0 || s >= p - left) && (right < 0 || s <= p + right);
+        const bool there = padding == nullptr || (s >= 0 && s < real.shape[1] &&
+                                                  data_of<bool>(real)[b * real.strides[0] + s * real.strides[1]]);
+        *seen++ = within && there;
+      }
+    }
+  }
+}
+
 struct Named {
   const char* name;
   const char* overload;
@@ -394,6 +421,7 @@ constexpr Named kOps[] = {
     {"aten::cumsum", "", &cumsum},
     {"aten::cat", "", &concatenate},
     {"aten::embedding", "", &embedding},
+    {"strop::attention_mask", "", &attention_mask},
 };
 
 }  // namespace

@@ -105,7 +105,10 @@ def save_plan(
     target = Path(path)
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
+        part.touch()
+        mode = part.stat().st_mode  # what others may do with a new file; the package would let them do nothing
         save_file(writer.tensors, part, metadata={"format": "pt", KEY: text})
+        part.chmod(mode)
         wrong = _difference(SavedPlan(part), program, tensors)
         if wrong:
             raise Unsupported(f"the plan that was written does not give what the model gives: {wrong}")
