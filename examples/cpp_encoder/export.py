@@ -55,9 +55,10 @@ def compare(folder: Path, given: Path) -> int:
     if [len(row) for row in got] != [len(row) for row in wanted]:
         print(f"{len(got)} embeddings of {len(got[0]) if got else 0} values, expected {len(wanted)}", file=sys.stderr)
         return 1
-    worst = max(abs(a - b) for x, y in zip(got, wanted, strict=True) for a, b in zip(x, y, strict=True))
-    agrees = worst <= BOUND  # False for NaN
-    print(f"{len(got)} embeddings of {len(got[0])} values, off by at most {worst:.1e}: {'ok' if agrees else 'wrong'}")
+    off = [abs(a - b) for x, y in zip(got, wanted, strict=True) for a, b in zip(x, y, strict=True)]
+    agrees = all(error <= BOUND for error in off)  # False for NaN
+    says = "ok" if agrees else f"wrong: beyond {BOUND:g}, or no number"
+    print(f"{len(got)} embeddings of {len(got[0])} values, off by at most {max(off):.1e}: {says}")
     return 0 if agrees else 1
 
 

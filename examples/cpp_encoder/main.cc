@@ -128,7 +128,8 @@ std::vector<float> pooled(const TensorView& states, const TensorView& mask) {
     float* const row = &means[static_cast<std::size_t>(r * columns)];
     double squares = 0;
     for (std::int64_t c = 0; c < columns; ++c) squares += double{row[c]} * row[c];
-    for (std::int64_t c = 0; c < columns; ++c) row[c] = static_cast<float>(row[c] / std::max(std::sqrt(squares), 1e-12));
+    for (std::int64_t c = 0; c < columns; ++c)
+      row[c] = static_cast<float>(row[c] / std::max(std::sqrt(squares), 1e-12));
   }
   return means;
 }

@@ -135,8 +135,8 @@ Status Model::load(const std::string& path, std::unique_ptr<Model>* model) {
   model->reset();
   try {
     model->reset(new Model(runtime::SavedModel::read(path)));
-  } catch (const Error& error) {
-    return Status(error.code, error.what());
+  } catch (const Error& error) {  // a wrong dtype within a file is a wrong file
+    return Status(error.code == StatusCode::kTypeError ? StatusCode::kValueError : error.code, error.what());
   } catch (const std::exception& error) {
     return Status(StatusCode::kRuntimeError, path + ": " + error.what());
   }

@@ -107,7 +107,7 @@ def save_plan(
     try:
         part.touch()
         mode = part.stat().st_mode  # what others may do with a new file; the package would let them do nothing
-        save_file(writer.tensors, part, metadata={"format": "pt", KEY: text})
+        save_file(writer.tensors, part, metadata={KEY: text})  # one key: the package has no order for more
         part.chmod(mode)
         wrong = _difference(SavedPlan(part), program, tensors)
         if wrong:
