@@ -1,4 +1,4 @@
-"""Plan files: what C++ runs of a saved model is what the model gives in PyTorch, and a file says what is wrong with it."""
+"""Plan files: what C++ runs of a saved model is what PyTorch gives, and a file says what is wrong with it."""
 
 from __future__ import annotations
 
