@@ -3,10 +3,11 @@
 
 #include <cstdint>
 #include <limits>
+#include <span>
 #include <string>
 
 #include "base/checks.h"
-#include "kernels/ragged/pack_starts.h"
+#include "kernels/ragged/pack_tokens.h"
 #include "kernels/ragged/take_rows.h"
 #include "kernels/ragged/token_index.h"
 
@@ -14,6 +15,8 @@
 #define STROP_WITH_CUDA 0
 #endif
 #if STROP_EMULATED
+#include <vector>
+
 #include "strop/emu.h"
 #endif
 
@@ -117,6 +120,78 @@ Status check_numbers(const char* name, const ragged::TakeRows& p, bool maybe_non
   return {};
 }
 
+// ---- pack_tokens ----------------------------------------------------------------------------------------------------
+
+// Everything but the inputs, into p.
+Status check_starts(const TensorView& cu, std::int64_t count, const TensorView& cu_out, const TensorView& first_out,
+                    ragged::PackTokens& p) {
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+  if (cu.dtype != DType::kInt32 && cu.dtype != DType::kInt64) [[unlikely]]
+    return type_error("cu", "int32 or int64", dtype_name(cu.dtype));
+  if (cu.rank != 1 || cu.shape[0] < 1) [[unlikely]]
+    return value_error("cu", "shape (B + 1,)", shape_text(cu));
+  STROP_RETURN_IF_ERROR(check_device("cu", cu, STROP_WITH_CUDA != 0));
+  STROP_RETURN_IF_ERROR(check_data("cu", cu, false));
+  if (count < 0 || count > kMost) [[unlikely]]
+    return value_error("count", "a number from 0 to 2^31 - 1", std::to_string(count));
+  const std::int64_t numbers = cu_out.rank == 1 ? cu_out.shape[0] : 0;
+  if (numbers < cu.shape[0] || numbers > kMost) [[unlikely]]
+    return value_error("cu_out", "at least cu's " + std::to_string(cu.shape[0]) + " numbers", std::to_string(numbers));
+  STROP_RETURN_IF_ERROR(check_list({"cu_out", cu_out}, DType::kInt32, numbers, {"cu", cu}, {{"cu", cu}}));
+  STROP_RETURN_IF_ERROR(
+      check_list({"first_out", first_out}, DType::kInt32, numbers - 1, {"cu", cu}, {{"cu", cu}, {"cu_out", cu_out}}));
+  p.sequences = cu.shape[0] - 1;
+  p.most = numbers - 1;
+  p.count = count;
+  p.cu = integers(cu);
+  p.cu_out = static_cast<std::int32_t*>(cu_out.data);
+  p.first_out = static_cast<std::int32_t*>(first_out.data);
+  return {};
+}
+
+Status check_input(const TokenRows& rows, const TensorView& cu, bool by_number, ragged::PackTokens& p) {
+  const TensorView &x = rows.x, &out = rows.out;
+  STROP_RETURN_IF_ERROR(check_rows_of_x(x));
+  STROP_RETURN_IF_ERROR(check_same_device("x", x, cu, "cu"));
+  if (x.shape[1] > 1 && x.strides[1] != 1) [[unlikely]]
+    return value_error("x", "elements of a row beside one another", "strides " + strides_text(x));
+  if (out.dtype != x.dtype) [[unlikely]]
+    return type_error("out", std::string(dtype_name(x.dtype)) + " like x", dtype_name(out.dtype));
+  if (out.rank != 2 || out.shape[0] < p.count || out.shape[1] != x.shape[1]) [[unlikely]] {
+    const std::int64_t shape[] = {p.count, x.shape[1]};
+    return value_error("out", "at least shape " + tuple_text(shape, 2), shape_text(out));
+  }
+  if ((out.shape[1] > 1 && out.strides[1] != 1) || (out.shape[0] > 1 && out.strides[0] != out.shape[1])) [[unlikely]]
+    return value_error("out", "a contiguous tensor", "strides " + strides_text(out));
+  STROP_RETURN_IF_ERROR(check_same_device("out", out, cu, "cu"));
+  STROP_RETURN_IF_ERROR(check_data("out", out, out.shape[0] == 0));
+  if (share_memory(out, x)) [[unlikely]]
+    return value_error("out", "memory of its own", "memory shared with x");
+  if (p.count > 0 && (rows.repeated ? x.shape[0] == 0 : !by_number && x.shape[0] < p.count)) [[unlikely]]
+    return value_error("x", "a row for each of " + std::to_string(p.count) + " tokens", shape_text(x));
+  const int bytes = dtype_size(x.dtype);
+  p.input[p.inputs++] = {static_cast<const char*>(x.data),
+                         static_cast<char*>(out.data),
+                         x.strides[0] * bytes,
+                         x.shape[1] * bytes,
+                         x.shape[0],
+                         rows.repeated};
+  return {};
+}
+
+// In host memory.
+Status check_numbers(const ragged::PackTokens& p) {
+  for (int k = 0; k < p.inputs; ++k) {
+    for (std::int64_t t = 0; t < p.count; ++t) {
+      const std::int64_t row = p.row(p.input[k], t);
+      if (row >= 0 && row < p.input[k].x_rows) continue;
+      return value_error("rows", "numbers of rows of x, below " + std::to_string(p.input[k].x_rows),
+                         std::to_string(row) + " at " + std::to_string(t));
+    }
+  }
+  return {};
+}
+
 enum class Numbers : std::uint8_t { kRows, kMaybeNone, kRepeated };
 
 Status take_rows(const TensorView& x, const char* name, const TensorView& index, Numbers kind, const TensorView& out,
@@ -200,39 +275,45 @@ Status scatter_rows(const TensorView& x, const TensorView& where, const TensorVi
 
 Status pack_starts(const TensorView& cu, std::int64_t count, const TensorView& cu_out, const TensorView& first_out,
                    void* stream) {
-  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
-  if (cu.dtype != DType::kInt32 && cu.dtype != DType::kInt64) [[unlikely]]
-    return type_error("cu", "int32 or int64", dtype_name(cu.dtype));
-  if (cu.rank != 1 || cu.shape[0] < 1) [[unlikely]]
-    return value_error("cu", "shape (B + 1,)", shape_text(cu));
-  STROP_RETURN_IF_ERROR(check_device("cu", cu, STROP_WITH_CUDA != 0));
-  STROP_RETURN_IF_ERROR(check_data("cu", cu, false));
-  if (count < 0 || count > kMost) [[unlikely]]
-    return value_error("count", "a number from 0 to 2^31 - 1", std::to_string(count));
-  const std::int64_t numbers = cu_out.rank == 1 ? cu_out.shape[0] : 0;
-  if (numbers < cu.shape[0] || numbers > kMost) [[unlikely]]
-    return value_error("cu_out", "at least cu's " + std::to_string(cu.shape[0]) + " numbers", std::to_string(numbers));
-  STROP_RETURN_IF_ERROR(check_list({"cu_out", cu_out}, DType::kInt32, numbers, {"cu", cu}, {{"cu", cu}}));
-  STROP_RETURN_IF_ERROR(
-      check_list({"first_out", first_out}, DType::kInt32, numbers - 1, {"cu", cu}, {{"cu", cu}, {"cu_out", cu_out}}));
-  ragged::PackStarts p;
-  p.sequences = cu.shape[0] - 1;
-  p.most = numbers - 1;
-  p.count = count;
-  p.cu = integers(cu);
-  p.cu_out = static_cast<std::int32_t*>(cu_out.data);
-  p.first_out = static_cast<std::int32_t*>(first_out.data);
+  return pack_tokens({}, {}, cu, count, cu_out, first_out, stream);
+}
+
+Status pack_tokens(std::span<const TokenRows> inputs, const TensorView& rows, const TensorView& cu, std::int64_t count,
+                   const TensorView& cu_out, const TensorView& first_out, void* stream) {
+  ragged::PackTokens p;
+  STROP_RETURN_IF_ERROR(check_starts(cu, count, cu_out, first_out, p));
+  if (inputs.size() > static_cast<std::size_t>(ragged::kMostInputs)) [[unlikely]]
+    return value_error("inputs", "at most " + std::to_string(ragged::kMostInputs), std::to_string(inputs.size()));
+  const bool by_number = rows.data != nullptr;
+  if (by_number) {
+    if (rows.dtype != DType::kInt32) [[unlikely]]
+      return type_error("rows", "int32", dtype_name(rows.dtype));
+    if (rows.rank != 1 || rows.shape[0] < count || (rows.shape[0] > 1 && rows.strides[0] != 1)) [[unlikely]]
+      return value_error("rows", "at least " + std::to_string(count) + " contiguous numbers", shape_text(rows));
+    STROP_RETURN_IF_ERROR(check_same_device("rows", rows, cu, "cu"));
+    p.rows = static_cast<const std::int32_t*>(rows.data);
+  }
+  for (const TokenRows& input : inputs) STROP_RETURN_IF_ERROR(check_input(input, cu, by_number, p));
 #if STROP_WITH_CUDA
   if (cu.device == DeviceType::kCuda) {
 #if STROP_EMULATED
-    const emu::Names names(
-        {{"cu", cu}, {"cu_out", cu_out, emu::Access::kOutput}, {"first_out", first_out, emu::Access::kOutput}});
+    std::vector<emu::NamedView> named = {{"cu", cu},
+                                         {"rows", rows},
+                                         {"cu_out", cu_out, emu::Access::kOutput},
+                                         {"first_out", first_out, emu::Access::kOutput}};
+    for (const TokenRows& input : inputs) {
+      TensorView out = input.out;
+      out.shape[0] = count;
+      named.insert(named.end(), {{"x", input.x}, {"out", out, emu::Access::kOutput}});
+    }
+    const emu::Names names(std::span<const emu::NamedView>{named});
 #endif
     return ragged::run_cuda(p, stream);
   }
 #else
   static_cast<void>(stream);
 #endif
+  STROP_RETURN_IF_ERROR(check_numbers(p));
   return ragged::run_cpu(p);
 }
 

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <initializer_list>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -58,7 +59,8 @@ struct NamedView {
 // which something is named may then be accessed in named elements alone.
 class Names {
  public:
-  Names(std::initializer_list<NamedView> views);
+  Names(std::initializer_list<NamedView> views) : Names(std::span<const NamedView>(views.begin(), views.size())) {}
+  explicit Names(std::span<const NamedView> views);
   ~Names();
   Names(const Names&) = delete;
   Names& operator=(const Names&) = delete;

@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "strop/status.h"
 #include "strop/tensor_view.h"
@@ -51,5 +52,20 @@ Status scatter_rows(const TensorView& x, const TensorView& where, const TensorVi
 //              has some), and 0 behind the batch
 Status pack_starts(const TensorView& cu, std::int64_t count, const TensorView& cu_out, const TensorView& first_out,
                    void* stream = nullptr);
+
+// What one packed tensor is made of.
+struct TokenRows {
+  TensorView x;           // (N, n), any dtype with a size, elements of a row beside one another
+  TensorView out;         // (S, n) in x's dtype, contiguous, S at least the number of tokens, memory of its own
+  bool repeated = false;  // x has one row a position, for all sequences
+};
+
+// pack_starts, and of up to 8 inputs the tokens' rows, in one kernel: all that a packed call of fixed size reads.
+// out[t] = x[rows[t]] for t < count, with rows[t] mod N where x is repeated; out's rows behind stay as they are.
+//   rows  (T,) int32, contiguous, T at least count; or a view without data, and token t is row t: then N is at least
+//         count but where x is repeated
+// A row that x does not have: on the CPU an error, with nothing written; on CUDA zeros.
+Status pack_tokens(std::span<const TokenRows> inputs, const TensorView& rows, const TensorView& cu, std::int64_t count,
+                   const TensorView& cu_out, const TensorView& first_out, void* stream = nullptr);
 
 }  // namespace strop

@@ -48,7 +48,7 @@ void replay(const Schedule& schedule) {
   settings().replayed = schedule;
 }
 
-Names::Names(std::initializer_list<NamedView> views) : before_(settings().names.size()) {
+Names::Names(std::span<const NamedView> views) : before_(settings().names.size()) {
   for (const NamedView& v : views) {
     if (v.view.data != nullptr) settings().names.push_back(v);
   }
