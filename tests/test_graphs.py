@@ -22,6 +22,7 @@ from torch import nn
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed"),
     pytest.mark.filterwarnings("ignore"),
+    pytest.mark.usefixtures("one_thread"),
 ]
 BOUND = 1e-5
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
 
 import pytest
 import strop
@@ -17,17 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed"),
     pytest.mark.filterwarnings("ignore"),
+    pytest.mark.usefixtures("one_thread"),
 ]
 BOUND = 1e-5
 PACKED = [name for name in ARCHITECTURES if not name.startswith(("DeBERTa", "MPNet"))]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Rows(TorchDispatchMode):

@@ -7,7 +7,6 @@ are two, each output head, both spellings of attention.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
 
 import pytest
 import strop
@@ -19,19 +18,11 @@ from torch import nn
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed"),
     pytest.mark.filterwarnings("ignore"),
+    pytest.mark.usefixtures("one_thread"),
 ]
 
 BOUND = 1e-5  # relative, of float32
 SHAPES = ((3, 11), (1, 1), (1, 9), (5, 1), (2, 2), (2, 33))
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """What is computed is small: waiting for other threads would be most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def check(model: nn.Module, eager: nn.Module, name: str, kinds: tuple[str, ...] = MASKS, shapes=SHAPES) -> None:

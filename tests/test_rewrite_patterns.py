@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from strop.rewrite.patterns import Pattern, PatternError
 from support.cases import generator
 from torch import Tensor, nn
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Body(nn.Module):
@@ -62,14 +64,6 @@ def rewritten(function: Callable[..., Any], *args: Tensor) -> nn.Module:
 def left(function: Callable[..., Any], *args: Tensor) -> str:
     model = rewritten(function, *args)
     return "\n".join(f"{line.operation}: {line.note}" for line in strop.report(model).graphs[0].left)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def draw(*shape: int) -> Tensor:
