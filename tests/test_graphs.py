@@ -45,6 +45,9 @@ class Pretended(Graphs):
     def enter(self) -> None:
         pass
 
+    def recording(self) -> bool:
+        return False
+
 
 def pretend(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Pretended:
     graphs = Pretended(torch.device("cpu"), **options)

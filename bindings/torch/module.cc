@@ -94,9 +94,6 @@ Read read_dltensor(PyObject* object, const char* name, DLTensor& t) {
   return Read::kOk;
 }
 
-namespace {
-
-// Fills `view` from a plain tensor.
 Read read_tensor(PyObject* object, const char* name, TensorView& view) {
   DLTensor t;
   if (const Read read = read_dltensor(object, name, t); read != Read::kOk) return read;
@@ -120,6 +117,8 @@ Read read_tensor(PyObject* object, const char* name, TensorView& view) {
   if (empty) view.data = &nothing;
   return Read::kOk;
 }
+
+namespace {
 
 void set_error(void*, const char* kind, const char* message) {
   PyErr_Format(PyExc_RuntimeError, "%s: %s", kind, message);
@@ -388,6 +387,11 @@ PyMethodDef methods[] = {
     {"plan_kept_bytes", &plan_kept_bytes, METH_O, nullptr},
     {"weights_load", as_method(&weights_load), METH_FASTCALL, nullptr},
     {"weights_same", &weights_same, METH_O, nullptr},
+    {"call_look", as_method(&call_look), METH_FASTCALL, nullptr},
+    {"tokens_load", &tokens_load, METH_NOARGS, nullptr},
+    {"tokens_locate", as_method(&tokens_locate), METH_FASTCALL, nullptr},
+    {"replay_load", as_method(&replay_load), METH_FASTCALL, nullptr},
+    {"replay_run", as_method(&replay_run), METH_FASTCALL, nullptr},
 #endif
     {"build_info", &build_info, METH_NOARGS, "What this file was built with and what it finds, as a dict."},
     {nullptr, nullptr, 0, nullptr},

@@ -27,6 +27,8 @@ enum class Read { kOk, kError, kDispatch };
 // A plain tensor as DLPack has it, valid for as long as the object. kDispatch: one that only the dispatcher
 // understands.
 Read read_dltensor(PyObject* object, const char* name, DLTensor& t);
+// The same as a view of at most kMaxRank dimensions; more are an error.
+Read read_tensor(PyObject* object, const char* name, TensorView& view);
 
 // The Python object of a tensor; takes over the AtenTensorHandle.
 PyObject* tensor_from_handle(void* handle);
@@ -41,5 +43,18 @@ PyObject* plan_kept_bytes(PyObject*, PyObject* plan);
 // weights.cc
 PyObject* weights_load(PyObject*, PyObject* const* args, Py_ssize_t n);
 PyObject* weights_same(PyObject*, PyObject* capsule);
+// The same for C++: 1, 0, or -1 with an exception.
+int weights_unchanged(PyObject* capsule);
+// Whether what was made of them has copies, so that their contents matter; -1 with an exception.
+int weights_are_copies(PyObject* capsule);
+
+// look.cc
+PyObject* call_look(PyObject*, PyObject* const* args, Py_ssize_t n);
+
+// replay.cc
+PyObject* tokens_load(PyObject*, PyObject*);
+PyObject* tokens_locate(PyObject*, PyObject* const* args, Py_ssize_t n);
+PyObject* replay_load(PyObject*, PyObject* const* args, Py_ssize_t n);
+PyObject* replay_run(PyObject*, PyObject* const* args, Py_ssize_t n);
 
 }  // namespace strop::binding

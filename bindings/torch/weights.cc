@@ -77,24 +77,31 @@ PyObject* weights_load(PyObject*, PyObject* const* args, Py_ssize_t n) {
   return capsule;
 }
 
+int weights_unchanged(PyObject* capsule) {
+  const auto* const weights = static_cast<const Weights*>(PyCapsule_GetPointer(capsule, kCapsule));
+  if (weights == nullptr) return -1;
+  for (const Weight& w : weights->all) {
+    if (PyDict_GetItemWithError(w.where, w.name) != w.tensor) return PyErr_Occurred() != nullptr ? -1 : 0;
+    if (data_of(w) != w.data) return 0;
+    if (weights->contents) {
+      const long long version = version_of(w.tensor);
+      if (version < 0) return -1;
+      if (version != w.version) return 0;
+    }
+  }
+  return 1;
+}
+
+int weights_are_copies(PyObject* capsule) {
+  const auto* const weights = static_cast<const Weights*>(PyCapsule_GetPointer(capsule, kCapsule));
+  return weights == nullptr ? -1 : weights->contents;
+}
+
 // Whether each tensor is where it was, in the memory in which it was; where contents matter, without having been
 // written to.
 PyObject* weights_same(PyObject*, PyObject* capsule) {
-  const auto* const weights = static_cast<const Weights*>(PyCapsule_GetPointer(capsule, kCapsule));
-  if (weights == nullptr) return nullptr;
-  for (const Weight& w : weights->all) {
-    if (PyDict_GetItemWithError(w.where, w.name) != w.tensor) {
-      if (PyErr_Occurred() != nullptr) return nullptr;
-      Py_RETURN_FALSE;
-    }
-    if (data_of(w) != w.data) Py_RETURN_FALSE;
-    if (weights->contents) {
-      const long long version = version_of(w.tensor);
-      if (version < 0) return nullptr;
-      if (version != w.version) Py_RETURN_FALSE;
-    }
-  }
-  Py_RETURN_TRUE;
+  const int same = weights_unchanged(capsule);
+  return same < 0 ? nullptr : PyBool_FromLong(same);
 }
 
 }  // namespace strop::binding

@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 import threading
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,6 +87,7 @@ class Captured:
     shared: list[Place]  # where in the module each parameter and buffer is
     notes: list[str] = field(default_factory=list)
     plan: Plan | None = None  # what runs in the graph's place
+    make: Callable[[Any], Any] | None = None  # result_of, once it was needed
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> Any:
         return self.result_of(self.run(self.ordered(tensors)))
@@ -100,7 +102,42 @@ class Captured:
 
     def result_of(self, leaves: Any) -> Any:
         """What the module returns, of the graph's results."""
-        return pytree.tree_unflatten(leaves, self.result)
+        if self.make is None:
+            self.make = maker(self.result)
+        return self.make(leaves)
+
+
+def maker(result: pytree.TreeSpec) -> Callable[[Any], Any]:
+    """What makes a result of its leaves: as pytree does, and in a fifth of the time for a flat ModelOutput.
+
+    Such a result is a dict and a dataclass at once, whose constructor looks at every field.
+    """
+
+    def plainly(leaves: Any) -> Any:
+        return pytree.tree_unflatten(leaves, result)
+
+    kind, keys = result.type, result.context
+    if not (isinstance(kind, type) and issubclass(kind, OrderedDict) and isinstance(keys, list)):
+        return plainly
+    if result.num_leaves != len(keys) or not all(isinstance(key, str) for key in keys):
+        return plainly
+    new, put = kind.__new__, OrderedDict.__setitem__
+    example = [object() for _ in keys]
+    wanted = plainly(example)
+    fields = dict.fromkeys(vars(wanted))
+
+    def directly(leaves: Any) -> Any:
+        made = new(kind)
+        held = made.__dict__
+        held.update(fields)
+        for key, leaf in zip(keys, leaves, strict=True):
+            put(made, key, leaf)
+            held[key] = leaf
+        return made
+
+    got = directly(example)
+    same = list(got.items()) == list(wanted.items()) and list(vars(got).items()) == list(vars(wanted).items())
+    return directly if same else plainly
 
 
 class _Call(nn.Module):

@@ -8,6 +8,7 @@ pool. Replays of a model are one after the other, whatever threads and streams t
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -18,6 +19,9 @@ import torch
 from torch import Tensor
 
 Compute = Callable[[list[Tensor]], Sequence[Any]]
+
+# Much cheaper than torch.cuda.current_stream(); absent in builds without CUDA.
+_raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 
 MOST_GRAPHS = 64  # of one model
 MOST_SEEN = 1024  # keys of calls that were met once
@@ -31,6 +35,7 @@ def _finer(n: int, parts: int) -> int:
     return -(-n // step) * step
 
 
+@functools.lru_cache(maxsize=4096)
 def bucket(count: int, batch: int, longest: int) -> tuple[int, int, int]:
     """The tokens, sequences and longest sequence that a graph for such a call is recorded with.
 
@@ -49,10 +54,7 @@ class Replay:
     graph: Any  # torch.cuda.CUDAGraph
     inputs: list[Tensor]
     outputs: list[Tensor]
-    held: list[Any] = field(default_factory=list)  # what inputs are known to hold
-
-    def __post_init__(self) -> None:
-        self.held = [None] * (len(self.inputs) + 1)
+    quick: Any = None  # the same for C++; False where it does not take it
 
 
 @dataclass
@@ -68,9 +70,17 @@ class Graphs:
     pool: Any = None
     side: Any = None  # the stream on which graphs are recorded
     stream: Any = None  # of the last replay
+    raw_stream: int | None = None  # its cudaStream_t
     recorded: int = 0
     replayed: int = 0
     broken: str = ""  # why nothing is recorded any more
+
+    def known(self, key: Any) -> Replay | None:
+        """The graph of a key where there is one, with the lock held."""
+        found = self.replays.get(key)
+        if found is not None:
+            self.replays.move_to_end(key)
+        return found
 
     def find(self, key: Any, make: Callable[[], tuple[list[Tensor], Compute]]) -> Replay | None:
         """The graph of a key; None where it is met for the first time, and then the call is to run as it is.
@@ -78,9 +88,8 @@ class Graphs:
         `make` gives the graph's inputs, and what computes its outputs of them. To be called, and what it returns used,
         with the lock held.
         """
-        found = self.replays.get(key)
+        found = self.known(key)
         if found is not None:
-            self.replays.move_to_end(key)
             return found
         if self.broken:
             return None
@@ -101,8 +110,8 @@ class Graphs:
         return found
 
     def _record(self, inputs: list[Tensor], compute: Callable[[list[Tensor]], Sequence[Tensor]]) -> Replay:
-        current = torch.cuda.current_stream(self.device)
-        self._after_last(current)
+        self.enter()
+        current = self.stream
         first = self.side is None
         if first:
             self.pool, self.side = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self.device)
@@ -121,14 +130,19 @@ class Graphs:
         self.recorded += 1
         return Replay(graph, inputs, outputs)
 
-    def _after_last(self, current: Any) -> None:
-        if self.stream is not None and self.stream != current:
-            current.wait_stream(self.stream)
-        self.stream = current
+    def recording(self) -> bool:
+        """Whether somebody records what this thread does into a graph of their own."""
+        return torch.cuda.is_current_stream_capturing()
 
     def enter(self) -> None:
         """Before inputs are put into a graph's memory: what another stream has under way there comes first."""
-        self._after_last(torch.cuda.current_stream(self.device))
+        current = _raw_stream(self.device.index)
+        if current == self.raw_stream:
+            return
+        stream = torch.cuda.current_stream(self.device)
+        if self.stream is not None:
+            stream.wait_stream(self.stream)
+        self.stream, self.raw_stream = stream, current
 
     def replay(self, replay: Replay) -> list[Tensor]:
         """Replays, and gives the graph's own outputs: they are to be copied before the lock is given back."""

@@ -17,12 +17,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
+from .. import _C
 from . import packed, registry
 from .capture import B, Captured, CaptureError, L, capture, clean, difference, roles
 from .graphs import Graphs, run_as_it_is
 from .merge import merge_linears
 from .patterns import value_of
 from .plan import Plan, Stale
+from .quick import Quick
 from .ragged import Padded, split
 from .registry import Outcome
 from .weights import Weights, places_of
@@ -46,6 +48,7 @@ class Program:
     outcome: Outcome = field(default_factory=lambda: Outcome({}, {}))
     why_eager: str = ""
     packed: packed.Runner | None = None  # the same for real tokens alone
+    quick: Quick | None = None  # and its repeated calls
     why_padded: str = ""  # why there is no such
     calls: int = 0
     padded_calls: int = 0  # of these, by the padded graph though there is one for real tokens
@@ -102,8 +105,12 @@ class Forward:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         look = self._look(kwargs) if not args else None
         known = self.known.get(look) if look is not None else None
-        if known is not None and known.weights is not None and known.weights.same():
-            return self._answer(known, kwargs, args, kwargs)
+        if known is not None:
+            results = self._quickly(known, kwargs)
+            if results is not None:
+                return results
+            if known.weights is not None and known.weights.same():
+                return self._answer(known, kwargs, args, kwargs)
         given = self._named(args, kwargs)
         if isinstance(given, str):
             return self._eagerly(given, args, kwargs)
@@ -140,27 +147,34 @@ class Forward:
 
     def _look(self, given: Mapping[str, Any]) -> Any:
         """All that decides which program a call is for: two calls that look alike have the same. None: not known."""
-        looks: list[Any] = []
-        for name, value in given.items():
-            kind = type(value)
-            if kind is Tensor:
-                looks += (name, value.shape, value.dtype, value.device, value.requires_grad)
-            elif kind in _FIXED:
-                looks += (name, kind, value)
-            else:
-                return None
+        looks = _C.call_look(given, Tensor)
+        if looks is None or torch._C._is_any_autocast_enabled():
+            return None
         config = getattr(self.model, "config", None)
-        options = config.__dict__ if config is not None else {}
-        device = next((value.device.type for value in given.values() if isinstance(value, Tensor)), "cpu")
+        # Not config.__dict__: transformers has a __getattribute__ of its own, in Python.
+        options = object.__getattribute__(config, "__dict__") if config is not None else {}
         return (
-            *looks,
+            looks,
             *[options.get(name) for name in _CONFIG],
             registry.version(),
             self.model.training,
             torch.is_grad_enabled(),
-            torch.is_autocast_enabled(device),
             torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None,
         )
+
+    def _quickly(self, program: Program, given: Mapping[str, Any]) -> Any:
+        """What a program's CUDA graph gives; None where there is none for such a call."""
+        if program.quick is None or program.captured is None:
+            return None
+        try:
+            with torch.no_grad():
+                leaves = program.quick(given, self.dtype)
+        except Stale:
+            return None
+        if leaves is None:
+            return None
+        program.calls += 1
+        return program.captured.result_of(leaves)
 
     def _answer(self, program: Program, given: Mapping[str, Any], args: Any, kwargs: Any) -> Any:
         captured = program.captured
@@ -312,6 +326,7 @@ class Forward:
         copied = self.dtype is not None
         program.weights = Weights(places if copied else captured.shared, copied)
         program.captured, program.outcome = captured, outcome
+        program.quick = Quick.of(program.packed, captured.names, program.weights)
 
 
 def _plan(

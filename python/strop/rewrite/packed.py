@@ -40,7 +40,7 @@ class Tokens:
 
 
 @functools.lru_cache(maxsize=256)
-def _starts(batch: int, length: int, device: torch.device) -> Tensor:
+def starts(batch: int, length: int, device: torch.device) -> Tensor:
     """cu of a batch without padding, which depends on its sizes alone."""
     return torch.arange(0, batch * length + 1, length, dtype=torch.int32, device=device)
 
@@ -98,7 +98,7 @@ class Known:
             if found is not None:
                 self.values.move_to_end(key)
                 return found
-        found = tuple(self.run(*tensors))
+        found = tuple([value.contiguous() for value in self.run(*tensors)])
         with self.lock:
             self.values[key] = found
             if len(self.values) > self.MOST:
@@ -122,6 +122,8 @@ class Runner:
         self.before = as_inputs(ragged.before)
         self.has_sized = any(ragged.by_size)
         self.after = as_inputs(ragged.after)
+        inputs = len(names)
+        self.after_is_rows = self.after == list(range(inputs, inputs + len(ragged.rows)))
 
     def locate(self, tensors: list[Tensor]) -> Tokens | None:
         """Where a call's real tokens are; None where it needs the padded layout. `tensors` are the model's inputs."""
@@ -136,7 +138,7 @@ class Runner:
                 return None
             if count < batch * length:
                 return Tokens(batch, length, count, longest, cu, rows[:count], where, bool(without_first))
-        cu = _starts(batch, length, tensors[0].device)
+        cu = starts(batch, length, tensors[0].device)
         return Tokens(batch, length, batch * length, length, cu, None, None)
 
     def __call__(self, tokens: Tokens, tensors: list[Tensor]) -> Sequence[Any]:
@@ -183,18 +185,10 @@ class Runner:
             return results
 
     def _fill(self, found: Replay, tokens: Tokens, values: Sequence[Tensor]) -> None:
-        """Puts a call's tokens where a graph reads them, but for what depends on sizes and is there already."""
+        """Puts a call's tokens where a graph reads them."""
         *own, cu, first = found.inputs
-        dense = tokens.rows is None
-        held = found.held
-        for i, (to, value, how) in enumerate(zip(own, values, self.ragged.packs, strict=True)):
-            sized = dense and self.ragged.by_size[i]
-            if not (sized and held[i] is value):
-                fill(to, value, how, tokens)
-                held[i] = value if sized else None
-        if dense and held[-1] is tokens.cu:
-            return
-        held[-1] = tokens.cu if dense else None
+        for to, value, how in zip(own, values, self.ragged.packs, strict=True):
+            fill(to, value, how, tokens)
         # Behind the batch are sequences of no token, that begin nowhere.
         ops.pack_starts(tokens.cu, tokens.count, cu, first)
 

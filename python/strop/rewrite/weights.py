@@ -19,11 +19,11 @@ class Weights:
 
     def __init__(self, places: list[Place], contents: bool) -> None:
         self.places = places  # the capsule borrows what they hold
-        self._capsule = _C.weights_load(places, contents)
+        self.capsule = _C.weights_load(places, contents)
 
     def same(self) -> bool:
         """Whether nothing has changed."""
-        return _C.weights_same(self._capsule)
+        return _C.weights_same(self.capsule)
 
 
 def places_of(model: nn.Module) -> list[Place]:
