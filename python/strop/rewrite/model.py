@@ -167,8 +167,7 @@ class Forward:
         if program.quick is None or program.captured is None:
             return None
         try:
-            with torch.no_grad():
-                leaves = program.quick(given, self.dtype)
+            leaves = program.quick(given, self.dtype)
         except Stale:
             return None
         if leaves is None:
