@@ -7,6 +7,7 @@ what only CUDA has. Everything random comes from one seed, printed in the header
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,15 @@ def cuda(request: pytest.FixtureRequest) -> str:
     if "cuda" not in _devices(request.config):
         pytest.skip("no CUDA device")
     return "cuda"
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For small computations: waiting for other threads would be most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

@@ -381,6 +381,7 @@ PyMethodDef methods[] = {
     {"bnpo_loss", as_method(&policy_loss<&bnpo_loss, true>), METH_FASTCALL, nullptr},
     {"reverse_kl_fwd", as_method(&reverse_kl_call<false>), METH_FASTCALL, nullptr},
     {"reverse_kl", as_method(&reverse_kl_call<true>), METH_FASTCALL, nullptr},
+#if !STROP_LOSSES_ONLY  // the Hub's copy
     {"plan_load", as_method(&plan_load), METH_FASTCALL, nullptr},
     {"plan_run", as_method(&plan_run), METH_FASTCALL, nullptr},
     {"plan_kept_bytes", &plan_kept_bytes, METH_O, nullptr},
@@ -394,6 +395,7 @@ PyMethodDef methods[] = {
     {"tokens_locate", as_method(&tokens_locate), METH_FASTCALL, nullptr},
     {"replay_load", as_method(&replay_load), METH_FASTCALL, nullptr},
     {"replay_run", as_method(&replay_run), METH_FASTCALL, nullptr},
+#endif
     {"build_info", &build_info, METH_NOARGS, "What this file was built with and what it finds, as a dict."},
     {nullptr, nullptr, 0, nullptr},
 };

@@ -125,7 +125,7 @@ def maker(result: pytree.TreeSpec) -> Callable[[Any], Any]:
     new, put = kind.__new__, OrderedDict.__setitem__
     example = [object() for _ in keys]
     wanted = plainly(example)
-    fields = {name: None for name in vars(wanted)}
+    fields = dict.fromkeys(vars(wanted))
 
     def directly(leaves: Any) -> Any:
         made = new(kind)
