@@ -7,15 +7,9 @@
 #include <string>
 #include <utility>
 
+#include "base/backends.h"
 #include "base/checks.h"
 #include "kernels/attention/attention.h"
-
-#ifndef STROP_WITH_CUDA
-#define STROP_WITH_CUDA 0
-#endif
-#if STROP_EMULATED
-#include "strop/emu.h"
-#endif
 
 namespace strop {
 namespace {
@@ -183,20 +177,9 @@ Status attention(const AttentionInputs& in, const AttentionOptions& options, con
     const std::size_t bytes = attn::workspace_bytes(p);
     if (bytes > 0) STROP_RETURN_IF_ERROR(check_workspace(execution.workspace, "attention_workspace_bytes"));
     p.workspace = execution.workspace;
-#if STROP_EMULATED
-    const TensorView workspace = TensorView::contiguous(bytes > 0 ? execution.workspace : nullptr, DType::kUInt8,
-                                                        {static_cast<std::int64_t>(bytes)}, DeviceType::kCuda);
-    const emu::Names names({{"q", in.q},
-                            {"k", in.k},
-                            {"v", in.v},
-                            {"cu_q", in.cu_q},
-                            {"cu_k", in.cu_k},
-                            {"key_lengths", in.key_lengths},
-                            {"mask", in.mask},
-                            {"bias", in.bias},
-                            {"out", out, emu::Access::kOutput},
-                            {"workspace", workspace, emu::Access::kScratch}});
-#endif
+    STROP_EMULATOR_NAMES({"q", in.q}, {"k", in.k}, {"v", in.v}, {"cu_q", in.cu_q}, {"cu_k", in.cu_k},
+                         {"key_lengths", in.key_lengths}, {"mask", in.mask}, {"bias", in.bias},
+                         {"out", out, emu::Access::kOutput}, named_workspace(execution.workspace, bytes));
     return attn::run_cuda(p, execution.stream);
   }
 #else

@@ -5,16 +5,10 @@
 #include <string>
 #include <utility>
 
+#include "base/backends.h"
 #include "base/checks.h"
 #include "kernels/linear/linear.h"
 #include "kernels/linear/linear_tuning.h"
-
-#ifndef STROP_WITH_CUDA
-#define STROP_WITH_CUDA 0
-#endif
-#if STROP_EMULATED
-#include "strop/emu.h"
-#endif
 
 namespace strop {
 namespace {
@@ -143,16 +137,6 @@ std::size_t workspace_bytes(const LinearInputs& in, const LinearOptions& options
   return lin::workspace_bytes(in.x.shape[0], n, in.x.shape[1], options.gated);
 }
 
-#if STROP_EMULATED && STROP_WITH_CUDA
-// An output that is an input's own memory is named once, as both.
-emu::NamedView named_input(const char* name, const TensorView& view, const TensorView& out) {
-  return {name, view, view.data != nullptr && view.data == out.data ? emu::Access::kInOut : emu::Access::kInput};
-}
-emu::NamedView named_out(const TensorView& out, bool input) {
-  return {"out", input ? TensorView{} : out, emu::Access::kOutput};
-}
-#endif
-
 }  // namespace
 
 std::size_t linear_workspace_bytes(const LinearInputs& inputs, const LinearOptions& options) {
@@ -188,18 +172,10 @@ Status linear(const LinearInputs& in, const LinearOptions& options, const Tensor
     const std::size_t bytes = workspace_bytes(in, options, n);
     if (bytes > 0) STROP_RETURN_IF_ERROR(check_workspace(execution.workspace, "linear_workspace_bytes"));
     p.workspace = execution.workspace;
-#if STROP_EMULATED
-    const TensorView workspace = TensorView::contiguous(bytes > 0 ? execution.workspace : nullptr, DType::kUInt8,
-                                                        {static_cast<std::int64_t>(bytes)}, DeviceType::kCuda);
-    const emu::Names names({{"x", in.x},
-                            {"weight", in.weight},
-                            {"bias", in.bias},
-                            {"up_weight", in.up_weight},
-                            {"up_bias", in.up_bias},
-                            named_input("residual", in.residual, out),
-                            named_out(out, out.data == in.residual.data),
-                            {"workspace", workspace, emu::Access::kScratch}});
-#endif
+    STROP_EMULATOR_NAMES({"x", in.x}, {"weight", in.weight}, {"bias", in.bias}, {"up_weight", in.up_weight},
+                         {"up_bias", in.up_bias}, named_input("residual", in.residual, out),
+                         named_output("out", out, out.data == in.residual.data),
+                         named_workspace(execution.workspace, bytes));
     return lin::run_cuda(p, execution.stream);
   }
 #else
@@ -233,12 +209,9 @@ Status linear_epilogue(const LinearEpilogueInputs& in, const LinearOptions& opti
   }
 #if STROP_WITH_CUDA
   if (in.y.device == DeviceType::kCuda) {
-#if STROP_EMULATED
-    const emu::Names names({named_input("y", in.y, out),
-                            {"bias", in.bias},
-                            named_input("residual", in.residual.data == in.y.data ? TensorView{} : in.residual, out),
-                            named_out(out, out.data == in.y.data || out.data == in.residual.data)});
-#endif
+    STROP_EMULATOR_NAMES(named_input("y", in.y, out), {"bias", in.bias},
+                         named_input("residual", in.residual.data == in.y.data ? TensorView{} : in.residual, out),
+                         named_output("out", out, out.data == in.y.data || out.data == in.residual.data));
     return lin::run_epilogue_cuda(e, halves, stream);
   }
 #else

@@ -8,16 +8,10 @@
 #include <string>
 #include <utility>
 
+#include "base/backends.h"
 #include "base/checks.h"
 #include "kernels/policy_loss/policy_loss.h"
 #include "kernels/reverse_kl/reverse_kl.h"
-
-#ifndef STROP_WITH_CUDA
-#define STROP_WITH_CUDA 0
-#endif
-#if STROP_EMULATED
-#include "strop/emu.h"
-#endif
 
 namespace strop {
 namespace {
@@ -53,17 +47,6 @@ Status check_loss(const TensorView& loss, const TensorView& like, const char* li
     return value_error("loss", "a tensor", "none");
   return check_same_device("loss", loss, like, like_name);
 }
-
-#if STROP_EMULATED
-// Where kernels run in the emulator, it is told a call's tensors: where each begins and ends, and who may write it.
-#define STROP_EMULATOR_NAMES(...) const emu::Names names({__VA_ARGS__})
-
-TensorView workspace_view(const Execution& execution) {
-  return TensorView::contiguous(execution.workspace, DType::kUInt8, {kLossWorkspaceBytes}, DeviceType::kCuda);
-}
-#else
-#define STROP_EMULATOR_NAMES(...) static_cast<void>(0)
-#endif
 
 // ---------------------------------------------------------------------------------------------- GRPO and BNPO
 
@@ -165,7 +148,7 @@ Status run_policy_loss(policy_loss::Reduction reduction, const PolicyLossInputs&
                          {"ref_logprobs", p.beta != 0 ? in.ref_logprobs : TensorView{}}, {"advantages", in.advantages},
                          {"completions_mask", in.completions_mask}, {"loss", loss, emu::Access::kOutput},
                          {"grad", grad, emu::Access::kOutput},
-                         {"workspace", workspace_view(execution), emu::Access::kScratch});
+                         named_workspace(execution.workspace, kLossWorkspaceBytes));
     return policy_loss::run_cuda(p, execution.stream);
   }
 #endif
@@ -256,7 +239,7 @@ Status reverse_kl_loss(const ReverseKlInputs& in, const TensorView& loss, const 
                          {"teacher_logits", in.teacher_logits}, {"completions_mask", mask},
                          {"loss", loss, emu::Access::kOutput},
                          {"grad", in_place ? TensorView{} : grad, emu::Access::kOutput},
-                         {"workspace", workspace_view(execution), emu::Access::kScratch});
+                         named_workspace(execution.workspace, kLossWorkspaceBytes));
     return reverse_kl::run_cuda(p, execution.stream);
   }
 #endif

@@ -6,15 +6,9 @@
 #include <string>
 #include <utility>
 
+#include "base/backends.h"
 #include "base/checks.h"
 #include "kernels/norm/norm.h"
-
-#ifndef STROP_WITH_CUDA
-#define STROP_WITH_CUDA 0
-#endif
-#if STROP_EMULATED
-#include "strop/emu.h"
-#endif
 
 namespace strop {
 namespace {
@@ -68,16 +62,6 @@ norm::Matrix matrix(const TensorView& view) {
 norm::Parameter parameter(const TensorView& view) {
   return view.data == nullptr ? norm::Parameter{} : norm::Parameter{view.data, view.strides[0], view.dtype};
 }
-
-#if STROP_EMULATED && STROP_WITH_CUDA
-// An output that is an input's own memory is named once, as both.
-emu::NamedView named_input(const char* name, const TensorView& view, const TensorView& output) {
-  return {name, view, view.data != nullptr && view.data == output.data ? emu::Access::kInOut : emu::Access::kInput};
-}
-emu::NamedView named_output(const char* name, const TensorView& view, const TensorView& input) {
-  return {name, view.data == input.data ? TensorView{} : view, emu::Access::kOutput};
-}
-#endif
 
 Status check_eps(double eps) {
   if (!(eps >= 0) || !std::isfinite(static_cast<float>(eps))) [[unlikely]]
@@ -134,14 +118,9 @@ Status run(norm::Kind kind, const NormInputs& in, double eps, const NormOutputs&
   p.terms[1] = {matrix(in.residual), {}};
 #if STROP_WITH_CUDA
   if (x.device == DeviceType::kCuda) {
-#if STROP_EMULATED
-    const emu::Names names({named_input("x", x, to.out),
-                            named_input("residual", in.residual, to.residual_out),
-                            {"weight", in.weight},
-                            {"bias", in.bias},
-                            named_output("out", to.out, x),
-                            named_output("residual_out", to.residual_out, in.residual)});
-#endif
+    STROP_EMULATOR_NAMES(named_input("x", x, to.out), named_input("residual", in.residual, to.residual_out),
+                         {"weight", in.weight}, {"bias", in.bias}, named_output("out", to.out, to.out.data == x.data),
+                         named_output("residual_out", to.residual_out, to.residual_out.data == in.residual.data));
     return norm::run_cuda(p, stream);
   }
 #else
@@ -244,18 +223,10 @@ Status embedding_norm(const EmbeddingInputs& in, double eps, const NormOutputs& 
   }
 #if STROP_WITH_CUDA
   if (first.device == DeviceType::kCuda) {
-#if STROP_EMULATED
-    const emu::Names names({{"tables[0]", in.tables[0]},
-                            {"tables[1]", in.tables[1]},
-                            {"tables[2]", in.tables[2]},
-                            {"ids[0]", in.ids[0]},
-                            {"ids[1]", in.ids[1]},
-                            {"ids[2]", in.ids[2]},
-                            {"weight", in.weight},
-                            {"bias", in.bias},
-                            {"out", to.out, emu::Access::kOutput},
-                            {"residual_out", to.residual_out, emu::Access::kOutput}});
-#endif
+    STROP_EMULATOR_NAMES({"tables[0]", in.tables[0]}, {"tables[1]", in.tables[1]}, {"tables[2]", in.tables[2]},
+                         {"ids[0]", in.ids[0]}, {"ids[1]", in.ids[1]}, {"ids[2]", in.ids[2]}, {"weight", in.weight},
+                         {"bias", in.bias}, {"out", to.out, emu::Access::kOutput},
+                         {"residual_out", to.residual_out, emu::Access::kOutput});
     return norm::run_cuda(p, stream);
   }
 #else

@@ -5,15 +5,9 @@
 #include <cstdint>
 #include <string>
 
+#include "base/backends.h"
 #include "base/checks.h"
 #include "kernels/pool/mean_pool.h"
-
-#ifndef STROP_WITH_CUDA
-#define STROP_WITH_CUDA 0
-#endif
-#if STROP_EMULATED
-#include "strop/emu.h"
-#endif
 
 namespace strop {
 namespace {
@@ -116,9 +110,7 @@ Status mean_pool(const TensorView& x, const TensorView& mask, double least, cons
   p.mask = {mask.data, mask.strides[0], mask.strides[1], mask.dtype};
 #if STROP_WITH_CUDA
   if (x.device == DeviceType::kCuda) {
-#if STROP_EMULATED
-    const emu::Names names({{"x", x}, {"mask", mask}, {"out", out, emu::Access::kOutput}});
-#endif
+    STROP_EMULATOR_NAMES({"x", x}, {"mask", mask}, {"out", out, emu::Access::kOutput});
     return pool::run_cuda(p, stream);
   }
 #else
@@ -137,9 +129,7 @@ Status mean_pool_packed(const TensorView& x, const TensorView& cu, double least,
   p.cu = integers(cu);
 #if STROP_WITH_CUDA
   if (x.device == DeviceType::kCuda) {
-#if STROP_EMULATED
-    const emu::Names names({{"x", x}, {"cu", cu}, {"out", out, emu::Access::kOutput}});
-#endif
+    STROP_EMULATOR_NAMES({"x", x}, {"cu", cu}, {"out", out, emu::Access::kOutput});
     return pool::run_cuda(p, stream);
   }
 #else

@@ -5,20 +5,13 @@
 #include <limits>
 #include <span>
 #include <string>
+#include <vector>
 
+#include "base/backends.h"
 #include "base/checks.h"
 #include "kernels/ragged/pack_tokens.h"
 #include "kernels/ragged/take_rows.h"
 #include "kernels/ragged/token_index.h"
-
-#ifndef STROP_WITH_CUDA
-#define STROP_WITH_CUDA 0
-#endif
-#if STROP_EMULATED
-#include <vector>
-
-#include "strop/emu.h"
-#endif
 
 namespace strop {
 namespace {
@@ -212,9 +205,7 @@ Status take_rows(const TensorView& x, const char* name, const TensorView& index,
   p.repeated = kind == Numbers::kRepeated;
 #if STROP_WITH_CUDA
   if (x.device == DeviceType::kCuda) {
-#if STROP_EMULATED
-    const emu::Names names({{"x", x}, {name, index}, {"out", out, emu::Access::kOutput}});
-#endif
+    STROP_EMULATOR_NAMES({"x", x}, {name, index}, {"out", out, emu::Access::kOutput});
     return ragged::run_cuda(p, stream);
   }
 #else
@@ -246,13 +237,8 @@ Status token_index(const TensorView& mask, const TensorView& cu, const TensorVie
   p.summary = static_cast<std::int64_t*>(summary.data);
 #if STROP_WITH_CUDA
   if (mask.device == DeviceType::kCuda) {
-#if STROP_EMULATED
-    const emu::Names names({{"mask", mask},
-                            {"cu", cu, emu::Access::kOutput},
-                            {"rows", rows, emu::Access::kOutput},
-                            {"where", where, emu::Access::kOutput},
-                            {"summary", summary, emu::Access::kOutput}});
-#endif
+    STROP_EMULATOR_NAMES({"mask", mask}, {"cu", cu, emu::Access::kOutput}, {"rows", rows, emu::Access::kOutput},
+                         {"where", where, emu::Access::kOutput}, {"summary", summary, emu::Access::kOutput});
     return ragged::run_cuda(p, stream);
   }
 #else

@@ -4,15 +4,9 @@
 #include <cstdint>
 #include <string>
 
+#include "base/backends.h"
 #include "base/checks.h"
 #include "kernels/rotary/rotary.h"
-
-#ifndef STROP_WITH_CUDA
-#define STROP_WITH_CUDA 0
-#endif
-#if STROP_EMULATED
-#include "strop/emu.h"
-#endif
 
 namespace strop {
 namespace {
@@ -120,14 +114,10 @@ Status rotary_embedding(const RotaryInputs& in, const TensorView& out, void* str
   p.positions = integers(in.positions);
 #if STROP_WITH_CUDA
   if (in.x.device == DeviceType::kCuda) {
-#if STROP_EMULATED
     const bool in_place = out.data == in.x.data;
-    const emu::Names names({{"x", in.x, in_place ? emu::Access::kInOut : emu::Access::kInput},
-                            {"cos", in.cos},
-                            {"sin", in.sin},
-                            {"positions", in.positions},
-                            {"out", in_place ? TensorView{} : out, emu::Access::kOutput}});
-#endif
+    STROP_EMULATOR_NAMES({"x", in.x, in_place ? emu::Access::kInOut : emu::Access::kInput}, {"cos", in.cos},
+                         {"sin", in.sin}, {"positions", in.positions},
+                         {"out", in_place ? TensorView{} : out, emu::Access::kOutput});
     return rotary::run_cuda(p, stream);
   }
 #else

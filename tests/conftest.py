@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,15 @@ def cuda(request: pytest.FixtureRequest) -> str:
     if "cuda" not in _devices(request.config):
         pytest.skip("no CUDA device")
     return "cuda"
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For small computations: waiting for other threads would be most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

@@ -22,6 +22,7 @@ from torch import nn
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed"),
     pytest.mark.filterwarnings("ignore"),
+    pytest.mark.usefixtures("one_thread"),
 ]
 BOUND = 1e-5
 
@@ -77,7 +78,8 @@ def test_buckets_hold_what_they_are_for() -> None:
 def test_replays_of_many_sizes(name: str, head: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What an earlier and larger call left in a graph's memory reaches no later result."""
     graphs = pretend(monkeypatch, at_once=True)
-    model, eager = strop.optimize_model(make(name, head, 2)), make(name, head, 2)
+    layers = 2 if name == "ModernBERT" else 1  # one of each kind
+    model, eager = strop.optimize_model(make(name, head, layers)), make(name, head, layers)
     g = generator("replays", name)
     for kind in ("right", "none", "right", "empty row"):
         for batch, length in ((5, 13), (3, 11), (2, 16), (1, 1), (3, 12), (5, 12)):

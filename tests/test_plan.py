@@ -7,7 +7,7 @@ import importlib.util
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,40 +16,16 @@ import torch
 import torch.nn.functional as F
 from strop import _C
 from strop.rewrite.capture import Captured, capture, clean
-from strop.rewrite.packed import as_inputs, pack
 from strop.rewrite.plan import Plan, Stale
 from support.cases import generator
-from support.models import ARCHITECTURES, make, mask, tokens
+from support.models import make, mask, tokens
+from support.plans import agree, captured_by
 from torch import Tensor, nn
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("one_thread")]
 needs_transformers = pytest.mark.skipif(
     importlib.util.find_spec("transformers") is None, reason="transformers is not installed"
 )
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def captured_by(model: nn.Module) -> list[Captured]:
-    """The graphs of an optimized model, each of which runs as a plan."""
-    found = [program.captured for program in model.forward.programs.values()]
-    assert found and all(c is not None and c.plan is not None and not c.notes for c in found), str(strop.report(model))
-    return found
-
-
-def agree(given: list[Any], wanted: list[Any], what: Any) -> None:
-    """A kernel in the place of its implementation in PyTorch rounds elsewhere: about 1e-6 of the largest value each."""
-    assert len(given) == len(wanted)
-    for a, b in zip(given, wanted, strict=True):
-        assert a.shape == b.shape and a.dtype == b.dtype and not a.requires_grad, what
-        scale = b.abs().max().clamp(min=1e-30) if b.numel() else 1
-        assert not b.numel() or float((a - b).abs().max() / scale) <= 2e-5, what
 
 
 def planned(module: nn.Module, *tensors: Tensor) -> tuple[Plan, Captured]:
@@ -80,61 +56,7 @@ class Function(nn.Module):
         return self.function(*given)
 
 
-# ---- Models ---------------------------------------------------------------------------------------------------------
-
-
-@needs_transformers
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_models_as_plans(name: str) -> None:
-    """With a mask and without, and with the largest head, at sizes drawn from a seed; nothing needs Python."""
-    for head, kinds in (("Model", ("holes", "none")), ("ForMaskedLM", ("right",))):
-        model = strop.optimize_model(make(name, head, 2))
-        g = generator("plan", name, head)
-        sizes = [(1, 1), (3, 7), *torch.randint(1, 24, (6, 2), generator=g).tolist()]
-        for kind in kinds:
-            model(**tokens(3, 7, g, mask(kind, 3, 7, g)))
-            captured = captured_by(model)[-1]
-            assert captured.plan.why_python == []
-            for batch, length in sizes:
-                inputs = list(tokens(batch, length, g, mask(kind, batch, length, g)).values())
-                with torch.no_grad():
-                    agree(captured.plan(*inputs), list(captured.module(*inputs)), (head, kind, batch, length))
-
-
-PACKED = [name for name in ARCHITECTURES if not name.startswith(("DeBERTa", "MPNet"))]
-
-
-@needs_transformers
-@pytest.mark.parametrize("name", PACKED)
-def test_packed_bodies_as_plans(name: str) -> None:
-    """Every graph of a packed model that computes something is a plan and needs no Python; bodies give what their
-    graphs give for any number of tokens and sequences."""
-    for head in ("Model", "ForSequenceClassification", "ForMaskedLM"):
-        model = strop.optimize_model(make(name, head, 2))
-        g = generator("packed", name, head)
-        model(**tokens(3, 7, g, mask("right", 3, 7, g)))
-        (program,) = model.forward.programs.values()
-        assert program.packed is not None, program.why_padded
-        notes = strop.report(model).graphs[0].notes
-        assert not any("node by node" in note or "Python" in note for note in notes), notes
-        runner, ragged = program.packed, program.packed.ragged
-        assert runner.body is runner.plans["body"]
-        for part in ("before", "sized", "after"):
-            assert part in runner.plans or as_inputs(getattr(ragged, part)) is not None, part
-        for batch, length in ((1, 1), (3, 7), *torch.randint(1, 24, (4, 2), generator=g).tolist()):
-            real = mask("right", batch, length, g)
-            inputs = list(tokens(batch, length, g, real).values())
-            found = runner.locate(inputs)
-            assert found is not None
-            values = iter(ragged.before(*inputs))
-            sized = iter(ragged.sized(*inputs))
-            packed = [
-                pack(next(sized if by_size else values), how, found)
-                for how, by_size in zip(ragged.packs, ragged.by_size, strict=True)
-            ]
-            arguments = (*packed, found.cu, found.first, found.longest)
-            with torch.no_grad():
-                agree(runner.body(*arguments), list(ragged.body(*arguments)), (head, batch, length))
+# ---- Models: all architectures are in test_rewrite_models.py ---------------------------------------------------------
 
 
 @needs_transformers

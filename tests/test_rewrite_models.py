@@ -1,4 +1,5 @@
-"""optimize_model on transformers' encoders: what eager fp32 gives; every attention, linear layer and norm replaced.
+"""optimize_model on transformers' encoders: what eager fp32 gives; every attention, linear layer and norm replaced;
+padding not computed; plans that are their graphs.
 
 Random weights and small sizes, but everything of the architecture: two layers with both kinds of attention where there
 are two, each output head, both spellings of attention.
@@ -7,31 +8,24 @@ are two, each output head, both spellings of attention.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
 import strop
 import torch
 from support.cases import generator
 from support.models import ARCHITECTURES, HEADS, MASKS, make, mask, tokens, worst
-from torch import nn
+from support.plans import agree, all_of_it_is_plans, body_agrees, captured_by
+from torch import Tensor, nn
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed"),
     pytest.mark.filterwarnings("ignore"),
+    pytest.mark.usefixtures("one_thread"),
 ]
 
 BOUND = 1e-5  # relative, of float32
 SHAPES = ((3, 11), (1, 1), (1, 9), (5, 1), (2, 2), (2, 33))
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """What is computed is small: waiting for other threads would be most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def check(model: nn.Module, eager: nn.Module, name: str, kinds: tuple[str, ...] = MASKS, shapes=SHAPES) -> None:
@@ -60,24 +54,98 @@ def assert_all_replaced(model: nn.Module, name: str, layers: int, graphs: int) -
         assert not any(g.notes for g in report.graphs), str(report)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_outputs_are_those_of_eager(name: str) -> None:
-    """Padding at either end, holes, an empty row, no mask; odd lengths, batch 1, length 1; two captures for it all."""
-    model, eager = pair(name, "Model", 2)
+@dataclass
+class Optimized:
+    name: str
+    head: str
+    model: nn.Module
+    eager: nn.Module
+    weights: dict[str, tuple[Tensor, Tensor]]  # as they were: the parameters, and copies
+
+    @property
+    def whole(self) -> bool:
+        """The model itself, of two layers and with all that is asked of an architecture; heads have one."""
+        return self.head == "Model"
+
+    @property
+    def packed(self) -> bool:
+        return not self.name.startswith(("DeBERTa", "MPNet"))
+
+
+@pytest.fixture(scope="module", params=[(n, h) for n in ARCHITECTURES for h in HEADS], ids="-".join)
+def optimized(request: pytest.FixtureRequest) -> Optimized:
+    """Captures are most of the time, so one is for all of the tests below: with a mask and, of whole models, without.
+
+    The one with a mask comes first, whichever of the tests run.
+    """
+    name, head = request.param
+    model, eager = pair(name, head, 2 if head == "Model" else 1)
     weights = {key: (value, value.clone()) for key, value in model.state_dict().items()}
-    check(model, eager, name)
-    assert_all_replaced(model, name, 2, graphs=2)
+    return Optimized(name, head, model, eager, weights)
+
+
+def test_outputs_are_those_of_eager(optimized: Optimized) -> None:
+    """Padding at either end, holes, an empty row, no mask; odd lengths, batch 1, length 1; two captures for it all."""
+    model, name, whole = optimized.model, optimized.name, optimized.whole
+    if whole:
+        check(model, optimized.eager, name)
+    else:
+        check(model, optimized.eager, name + optimized.head, ("right", "holes"), ((3, 7), (1, 5)))
+    assert_all_replaced(model, name, 2 if whole else 1, graphs=2 if whole else 1)
     for key, value in model.state_dict().items():
-        before, contents = weights[key]
+        before, contents = optimized.weights[key]
         assert value.data_ptr() == before.data_ptr() and torch.equal(value, contents), key
 
 
-@pytest.mark.parametrize("head", HEADS[1:])
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_heads(name: str, head: str) -> None:
-    model, eager = pair(name, head, 1)
-    check(model, eager, name + head, ("right", "holes"), ((3, 7), (1, 5)))
-    assert_all_replaced(model, name, 1, graphs=1)
+def test_padding_is_zero_and_the_rest_is_eager(optimized: Optimized) -> None:
+    """Where real tokens alone are computed; where padding is as well, the report says so."""
+    before = [graph.padded_calls for graph in strop.report(optimized.model).graphs[:1]]
+    for batch, length in ((3, 11), (5, 4), (2, 33)):
+        g = generator(optimized.name, optimized.head, batch, length)
+        real = mask("right", batch, length, g)
+        real[0, -1] = 0  # some padding for certain
+        inputs = tokens(batch, length, g, real)
+        with torch.no_grad():
+            given, wanted = optimized.model(**inputs), optimized.eager(**inputs)
+        assert worst(given, wanted, real) <= BOUND
+        graph = strop.report(optimized.model).graphs[0]
+        if not optimized.packed:
+            assert not graph.ragged and "padding is computed as well" in graph.layout, graph.layout
+            continue
+        for value in given.to_tuple():
+            if value.shape[:2] == real.shape:
+                assert not value[real == 0].any() and value[real == 1].any()
+        assert graph.ragged and graph.padded_calls == sum(before), str(graph)
+
+
+def test_plans_are_their_graphs(optimized: Optimized) -> None:
+    """The padded layout's graph as a plan, at sizes drawn from a seed; nothing needs Python."""
+    g = generator("plan", optimized.name, optimized.head)
+    sizes = [(1, 1), (3, 7), *torch.randint(1, 24, (6 if optimized.whole else 3, 2), generator=g).tolist()]
+    for graph, kind in enumerate(("holes", "none") if optimized.whole else ("right",)):
+        optimized.model(**tokens(3, 7, g, mask(kind, 3, 7, g)))
+        captured = captured_by(optimized.model)[graph]
+        assert captured.plan.why_python == []
+        for batch, length in sizes:
+            inputs = list(tokens(batch, length, g, mask(kind, batch, length, g)).values())
+            with torch.no_grad():
+                agree(captured.plan(*inputs), list(captured.module(*inputs)), (kind, batch, length))
+
+
+def test_packed_bodies_are_their_graphs(optimized: Optimized) -> None:
+    """What computes something on real tokens alone is a plan and needs no Python; for any number of tokens."""
+    if not optimized.packed:
+        pytest.skip("padding is computed as well")
+    g = generator("packed", optimized.name, optimized.head)
+    optimized.model(**tokens(3, 7, g, mask("right", 3, 7, g)))
+    program = next(iter(optimized.model.forward.programs.values()))
+    assert program.packed is not None, program.why_padded
+    notes = strop.report(optimized.model).graphs[0].notes
+    assert not any("node by node" in note or "Python" in note for note in notes), notes
+    assert all_of_it_is_plans(program.packed)
+    for batch, length in ((1, 1), (3, 7), *torch.randint(1, 24, (4, 2), generator=g).tolist()):
+        inputs = list(tokens(batch, length, g, mask("right", batch, length, g)).values())
+        body_agrees(program.packed, inputs, (batch, length))
 
 
 @pytest.mark.parametrize("name", ["BERT", "ModernBERT"])

@@ -14,6 +14,8 @@ from strop.rewrite.patterns import Pattern, PatternError
 from support.cases import generator
 from torch import Tensor, nn
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class Body(nn.Module):
     """A function as a module, with weights of a layer from 8 to 8 columns and from 8 to 16."""
@@ -62,14 +64,6 @@ def rewritten(function: Callable[..., Any], *args: Tensor) -> nn.Module:
 def left(function: Callable[..., Any], *args: Tensor) -> str:
     model = rewritten(function, *args)
     return "\n".join(f"{line.operation}: {line.note}" for line in strop.report(model).graphs[0].left)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def draw(*shape: int) -> Tensor:

@@ -144,4 +144,17 @@ Tensor new_tensor(const Tensor& t, const std::vector<std::int64_t>& sizes) {
 
 Tensor new_vector(const Tensor& t, std::int64_t size, std::int32_t dtype) { return made(t, dtype, {size}, {1}); }
 
+// ---- Registration ---------------------------------------------------------------------------------------------------
+
+static void implement(OperatorLibrary& m) {
+  implement_norms_and_attention(m);
+  implement_ragged(m);
+  implement_linear(m);
+}
+
 }  // namespace strop::binding
+
+STABLE_TORCH_LIBRARY_IMPL(strop, CPU, m) { strop::binding::implement(m); }
+#if STROP_WITH_CUDA  // without, tensors of a GPU are for the implementations in PyTorch
+STABLE_TORCH_LIBRARY_IMPL(strop, CUDA, m) { strop::binding::implement(m); }
+#endif

@@ -25,6 +25,12 @@ namespace strop::binding {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
+using OperatorLibrary = torch::stable::detail::StableLibrary;  // what STABLE_TORCH_LIBRARY_IMPL gives
+
+// Each file's operators, for inference.cc, which registers them for every backend that has kernels.
+void implement_norms_and_attention(OperatorLibrary& m);
+void implement_ragged(OperatorLibrary& m);
+void implement_linear(OperatorLibrary& m);
 
 // ---- Calls of other operators ---------------------------------------------------------------------------------------
 

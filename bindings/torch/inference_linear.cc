@@ -3,8 +3,6 @@
 // Who makes the product: for few rows on CUDA, where weights are all that is read, strop's kernel with the epilogue in
 // it; for more, and on the CPU, the library that PyTorch calls (cuBLASLt, MKL, oneDNN), which takes the bias as well.
 // What follows is then one pass of strop's over the product, in place, and none where there is nothing to do.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -34,18 +32,6 @@ Activation activation_of(const std::string& name) {
                "activation: expected none, relu, gelu, gelu_tanh, silu or tanh, got \"" + name + "\""));
   return {};
 }
-
-// PyTorch must not record what is done here to its own product's memory.
-class NoGrad {
- public:
-  NoGrad() : before_(aoti_torch_grad_mode_is_enabled()) { aoti_torch_grad_mode_set_enabled(false); }
-  ~NoGrad() { aoti_torch_grad_mode_set_enabled(before_); }
-  NoGrad(const NoGrad&) = delete;
-  NoGrad& operator=(const NoGrad&) = delete;
-
- private:
-  bool before_;
-};
 
 // Sizes and dtypes that both the library and the kernels take; what else there is, errors too, is PyTorch's.
 bool layer_fits(const Tensor& x, const Tensor& weight, const MaybeTensor& bias) {
@@ -107,7 +93,7 @@ Tensor linear_act_op(const Tensor& x, const Tensor& weight, const MaybeTensor& b
   if (residual.has_value() && (residual->scalar_type() != x.scalar_type() || sizes_of(*residual) != sizes)) {
     return plain();
   }
-  const NoGrad no_grad;
+  const NoGrad no_grad;  // PyTorch must not record what is done to its own product's memory
   const Tensor rows = flat(x);
   Tensor kept, ignored;
   const TensorView added = residual.has_value() ? rows_of(*residual, kept) : TensorView{};
@@ -192,17 +178,12 @@ Tensor linear_gated_pair_op(const Tensor& x, const Tensor& gate_weight, const Ma
   return out;
 }
 
-template <class Library>
-void implement(Library& m) {
+}  // namespace
+
+void implement_linear(OperatorLibrary& m) {
   m.impl("linear_act", TORCH_BOX(&linear_act_op));
   m.impl("linear_gated", TORCH_BOX(&linear_gated_op));
   m.impl("linear_gated_pair", TORCH_BOX(&linear_gated_pair_op));
 }
 
-}  // namespace
 }  // namespace strop::binding
-
-STABLE_TORCH_LIBRARY_IMPL(strop, CPU, m) { strop::binding::implement(m); }
-#if STROP_WITH_CUDA  // without, tensors of a GPU are for the implementations in PyTorch
-STABLE_TORCH_LIBRARY_IMPL(strop, CUDA, m) { strop::binding::implement(m); }
-#endif

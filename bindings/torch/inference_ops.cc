@@ -331,8 +331,9 @@ Tensor attention_packed_op(const Tensor& query, const Tensor& key, const Tensor&
   return out;
 }
 
-template <class Library>
-void implement(Library& m) {
+}  // namespace
+
+void implement_norms_and_attention(OperatorLibrary& m) {
   m.impl("layer_norm", TORCH_BOX(&layer_norm_op));
   m.impl("add_layer_norm", TORCH_BOX(&add_layer_norm_op));
   m.impl("rms_norm", TORCH_BOX(&rms_norm_op));
@@ -343,10 +344,4 @@ void implement(Library& m) {
   m.impl("attention_packed", TORCH_BOX(&attention_packed_op));
 }
 
-}  // namespace
 }  // namespace strop::binding
-
-STABLE_TORCH_LIBRARY_IMPL(strop, CPU, m) { strop::binding::implement(m); }
-#if STROP_WITH_CUDA  // without, tensors of a GPU are for the implementations in PyTorch
-STABLE_TORCH_LIBRARY_IMPL(strop, CUDA, m) { strop::binding::implement(m); }
-#endif

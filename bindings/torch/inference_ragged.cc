@@ -134,8 +134,9 @@ Tensor mean_pool_packed_op(const Tensor& x, const Tensor& cu, double least) {
   return out;
 }
 
-template <class Library>
-void implement(Library& m) {
+}  // namespace
+
+void implement_ragged(OperatorLibrary& m) {
   m.impl("token_index", TORCH_BOX(&token_index_op));
   m.impl("gather_rows", TORCH_BOX(&gather_rows_op));
   m.impl("gather_rows_out", TORCH_BOX(&gather_rows_out_op));
@@ -145,10 +146,4 @@ void implement(Library& m) {
   m.impl("mean_pool_packed", TORCH_BOX(&mean_pool_packed_op));
 }
 
-}  // namespace
 }  // namespace strop::binding
-
-STABLE_TORCH_LIBRARY_IMPL(strop, CPU, m) { strop::binding::implement(m); }
-#if STROP_WITH_CUDA  // without, tensors of a GPU are for the implementations in PyTorch
-STABLE_TORCH_LIBRARY_IMPL(strop, CUDA, m) { strop::binding::implement(m); }
-#endif

@@ -381,9 +381,13 @@ PyMethodDef methods[] = {
     {"bnpo_loss", as_method(&policy_loss<&bnpo_loss, true>), METH_FASTCALL, nullptr},
     {"reverse_kl_fwd", as_method(&reverse_kl_call<false>), METH_FASTCALL, nullptr},
     {"reverse_kl", as_method(&reverse_kl_call<true>), METH_FASTCALL, nullptr},
+#if !STROP_LOSSES_ONLY  // the Hub's copy
     {"plan_load", as_method(&plan_load), METH_FASTCALL, nullptr},
     {"plan_run", as_method(&plan_run), METH_FASTCALL, nullptr},
     {"plan_kept_bytes", &plan_kept_bytes, METH_O, nullptr},
+    {"plan_missing", &plan_missing, METH_O, nullptr},
+    {"model_load", &model_load, METH_O, nullptr},
+    {"model_run", as_method(&model_run), METH_FASTCALL, nullptr},
     {"weights_load", as_method(&weights_load), METH_FASTCALL, nullptr},
     {"weights_same", &weights_same, METH_O, nullptr},
     {"call_look", as_method(&call_look), METH_FASTCALL, nullptr},
@@ -391,6 +395,7 @@ PyMethodDef methods[] = {
     {"tokens_locate", as_method(&tokens_locate), METH_FASTCALL, nullptr},
     {"replay_load", as_method(&replay_load), METH_FASTCALL, nullptr},
     {"replay_run", as_method(&replay_run), METH_FASTCALL, nullptr},
+#endif
     {"build_info", &build_info, METH_NOARGS, "What this file was built with and what it finds, as a dict."},
     {nullptr, nullptr, 0, nullptr},
 };

@@ -12,6 +12,7 @@
 #include "execute.h"
 #include "module.h"
 #include "plan_host.h"
+#include "tensors.h"
 #if STROP_WITH_CUDA
 #include "base/device.h"
 #endif
@@ -227,18 +228,6 @@ Read read_tensor(PyObject* object, Value& value) {
   if (t.numel() == 0) t.data = &runtime::nothing;
   return Read::kOk;
 }
-
-// What PyTorch is called with shall record nothing for gradients: its stable interface does not know of that.
-class NoGrad {
- public:
-  NoGrad() : before_(aoti_torch_grad_mode_is_enabled()) { aoti_torch_grad_mode_set_enabled(false); }
-  ~NoGrad() { aoti_torch_grad_mode_set_enabled(before_); }
-  NoGrad(const NoGrad&) = delete;
-  NoGrad& operator=(const NoGrad&) = delete;
-
- private:
-  bool before_;
-};
 
 Status run(const LoadedPlan& loaded, const Constants& constants, const std::vector<Value>& inputs,
            std::vector<void*>* outputs) {

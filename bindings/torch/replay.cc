@@ -1,5 +1,5 @@
-// A call of a packed model by its CUDA graph: where the tokens are, into the graph's memory, the replay, and results out
-// of it. strop/rewrite/packed.py decides which graph; between that, no Python and no dispatcher.
+// A call of a packed model by its CUDA graph: where the tokens are, into the graph's memory, the replay, and results
+// out of it. strop/rewrite/packed.py decides which graph; between that, no Python and no dispatcher.
 //
 // On the CPU everything is the same but that nothing has to be waited for, so that it is tested there, with a callable
 // in the place of the graph's replay.
@@ -153,9 +153,9 @@ Status locate(Tokens& t, std::int64_t (&summary)[4], const Meanwhile& meanwhile)
 
 struct Own {
   Held handle;
-  TensorView view;         // (rows, n)
-  bool repeated = false;   // of an input
-  bool sequences = false;  // of an output: a row a sequence
+  TensorView view;                // (rows, n)
+  bool repeated = false;          // of an input
+  bool sequences = false;         // of an output: a row a sequence
   std::vector<std::int64_t> row;  // an output's sizes behind the first
   std::int32_t dtype = 0;
 };
@@ -252,7 +252,8 @@ Status result(const Own& own, const Sizes& sizes, const TensorView& where, void*
   const std::int64_t places = own.sequences ? sizes.batch : sizes.batch * sizes.length;
   shape.insert(shape.end(), own.row.begin(), own.row.end());
   void* data = nullptr;
-  if (Status s = make(own.view, own.dtype, shape.data(), static_cast<int>(shape.size()), made, &data); !s.ok()) return s;
+  if (Status s = make(own.view, own.dtype, shape.data(), static_cast<int>(shape.size()), made, &data); !s.ok())
+    return s;
   TensorView from = own.view, to = own.view;
   to.data = data, to.shape[0] = places;
   if (own.sequences || sizes.dense()) return copy(to, from, places, stream);
@@ -299,15 +300,16 @@ PyObject* tokens_locate(PyObject*, PyObject* const* args, Py_ssize_t n) {
                        static_cast<long long>(summary[2]), static_cast<long long>(summary[3]));
 }
 
-// (what launches the graph, its inputs as a list of (tensor, whether it has a row a position), cu, first, its outputs as
-// a list of (tensor, whether it has a row a sequence)) → a capsule. All tensors are contiguous.
+// (what launches the graph, its inputs as a list of (tensor, whether it has a row a position), cu, first, its outputs
+// as a list of (tensor, whether it has a row a sequence)) → a capsule. All tensors are contiguous.
 PyObject* replay_load(PyObject*, PyObject* const* args, Py_ssize_t n) {
   if (!check_count("replay_load", n, 5)) return nullptr;
   auto replay = std::make_unique<Replay>();
   Py_INCREF(args[0]);
   replay->launch = args[0];
   if (!take_all(args[1], "inputs", replay->inputs, false) || !take_all(args[4], "outputs", replay->outputs, true) ||
-      !take(args[2], "cu", &replay->cu, replay->cu_view) || !take(args[3], "first", &replay->first, replay->first_view)) {
+      !take(args[2], "cu", &replay->cu, replay->cu_view) ||
+      !take(args[3], "first", &replay->first, replay->first_view)) {
     return nullptr;
   }
   PyObject* const capsule = PyCapsule_New(replay.get(), kReplay, &delete_replay);

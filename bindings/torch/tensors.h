@@ -20,6 +20,18 @@ TensorView start_of(const torch::stable::Tensor& tensor);
 // Of a tensor of at most kMaxRank dimensions; others are an error that names the argument.
 TensorView view_of(const torch::stable::Tensor& tensor, const char* name);
 
+// While it lives, PyTorch records nothing for gradients: its stable interface does not know of that.
+class NoGrad {
+ public:
+  NoGrad() : before_(aoti_torch_grad_mode_is_enabled()) { aoti_torch_grad_mode_set_enabled(false); }
+  ~NoGrad() { aoti_torch_grad_mode_set_enabled(before_); }
+  NoGrad(const NoGrad&) = delete;
+  NoGrad& operator=(const NoGrad&) = delete;
+
+ private:
+  bool before_;
+};
+
 struct Output {
   torch::stable::Tensor tensor;
   TensorView view;

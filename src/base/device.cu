@@ -70,8 +70,8 @@ Status clear_device_memory(void* p, std::size_t bytes, void* stream) {
 }
 
 Status copy_device_memory(void* to, const void* from, std::size_t bytes, void* stream) {
-  return cuda_status("cudaMemcpyAsync", cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice,
-                                                        static_cast<cudaStream_t>(stream)));
+  return cuda_status("cudaMemcpyAsync",
+                     cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, static_cast<cudaStream_t>(stream)));
 }
 
 DeviceGuard::DeviceGuard(int index) {

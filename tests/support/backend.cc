@@ -72,6 +72,11 @@ const std::vector<Backend>& device_backends() {
   return backends;
 }
 
+std::vector<Backend> few_backends() {
+  if (!kEmulated) return device_backends();
+  return {device_backends().front(), device_backends().back()};
+}
+
 UseBackend::UseBackend(const Backend& backend) : before_(simd_target()) {
   set_simd_target(backend.simd);
 #if STROP_WITH_CUDA

@@ -37,6 +37,11 @@ std::ostream& operator<<(std::ostream& out, const Backend& backend);
 // All of them, and one of each device: the CPU's best, and CUDA. The emulated ones are in both.
 const std::vector<Backend>& all_backends();
 const std::vector<Backend>& device_backends();
+// Of the emulated devices the large one, and the old one, whose shared memory is too small for kernels that use the
+// tensor cores; else one of each device.
+std::vector<Backend> few_backends();
+// In the emulator all but one of `n` turns, so that what is combined takes turns.
+inline bool left_out(int& turn, int n) { return kEmulated && ++turn % n != 0; }
 
 // Memory of the backend's device. Failures of the CUDA runtime are failures of the test.
 void* allocate(const Backend& backend, std::size_t bytes);

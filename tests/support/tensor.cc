@@ -186,21 +186,50 @@ double subnormal_roundoff(DType dtype) {
   return dtype == DType::kFloat32 ? 0x1p-150 : dtype == DType::kFloat16 ? 0x1p-25 : 0x1p-134;
 }
 
-Workspace::Workspace(const Backend& backend)
-    : backend_(backend), memory_(allocate(backend, kLossWorkspaceBytes + kGuard)) {
-  const std::vector<std::uint8_t> garbage(kLossWorkspaceBytes + kGuard, kUnwritten);
+void expect_refused(const Status& status, StatusCode code, const std::string& part, const Backend& backend,
+                    std::initializer_list<Tensor*> tensors) {
+  EXPECT_EQ(static_cast<int>(status.code()), static_cast<int>(code)) << part;
+  EXPECT_NE(status.message().find(part), std::string::npos) << "no \"" << part << "\" in: " << status.message();
+  synchronize(backend);
+  for (Tensor* tensor : tensors) {
+    tensor->fetch();
+    tensor->expect_unchanged("a tensor");
+  }
+}
+
+Scratch::Scratch(const Backend& backend, std::size_t bytes)
+    : backend_(backend), bytes_(bytes), memory_(allocate(backend, bytes + kGuard)) {
+  const std::vector<std::uint8_t> garbage(bytes_ + kGuard, kUnwritten);
   copy_to(backend_, memory_, garbage.data(), garbage.size());
 }
 
-Workspace::~Workspace() { release(backend_, memory_); }
+Scratch::~Scratch() { release(backend_, memory_); }
 
-void Workspace::expect_intact() const {
-  std::vector<std::uint8_t> memory(kLossWorkspaceBytes + kGuard);
+std::vector<std::uint8_t> Scratch::contents() const {
+  std::vector<std::uint8_t> memory(bytes_ + kGuard);
   copy_from(backend_, memory.data(), memory_, memory.size());
-  const auto guard = memory.begin() + kLossWorkspaceBytes;
+  const auto guard = memory.begin() + static_cast<std::ptrdiff_t>(bytes_);
   EXPECT_TRUE(std::all_of(guard, memory.end(), [](std::uint8_t b) { return b == kUnwritten; }))
       << "written to behind the workspace";
-  for (auto m = memory.begin(); m != guard; m += 16) {
+  memory.resize(bytes_);
+  return memory;
+}
+
+void Scratch::expect_cleared(std::int64_t counters, bool all_used) const {
+  const std::vector<std::uint8_t> memory = contents();
+  for (std::int64_t i = 0; bytes_ > 0 && i < counters; ++i) {
+    std::uint64_t counter;
+    std::memcpy(&counter, memory.data() + 8 * i, 8);
+    const bool untouched = counter == ~std::uint64_t{0};
+    EXPECT_TRUE(counter == 0 || (untouched && !all_used)) << "counter " << i << " is left at " << counter;
+  }
+}
+
+Workspace::Workspace(const Backend& backend) : scratch_(backend, kLossWorkspaceBytes) {}
+
+void Workspace::expect_intact() const {
+  const std::vector<std::uint8_t> memory = scratch_.contents();
+  for (auto m = memory.begin(); m != memory.end(); m += 16) {
     if (std::all_of(m, m + 16, [](std::uint8_t b) { return b == kUnwritten; })) continue;
     ASSERT_TRUE(std::all_of(m, m + 16, [](std::uint8_t b) { return b == 0; }))
         << "a message is left at byte " << m - memory.begin() << " of the workspace";

@@ -1,11 +1,15 @@
 // Tensors of the suites: any dtype, strides and misalignment, in guarded memory on the backend's device.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <memory>
+#include <string>
 #include <vector>
 
+#include "strop/status.h"
 #include "strop/tensor_view.h"
 #include "tests/support/backend.h"
 
@@ -88,21 +92,40 @@ class Tensor {
 double unit_roundoff(DType dtype);
 double subnormal_roundoff(DType dtype);
 
-// Scratch for one call, with garbage in it and guards behind.
+// A call was refused, with this code and a message that has `part` in it, before any of the tensors was written to.
+void expect_refused(const Status& status, StatusCode code, const std::string& part, const Backend& backend,
+                    std::initializer_list<Tensor*> tensors);
+
+// Scratch for one call, with garbage in it and a guard behind.
+class Scratch {
+ public:
+  Scratch(const Backend& backend, std::size_t bytes);
+  ~Scratch();
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  void* data() const { return memory_; }
+  // What is in it; nothing was written behind it.
+  std::vector<std::uint8_t> contents() const;
+  // And each of the counters that it begins with is 0, as a graph's replay needs it; not all need have been used.
+  void expect_cleared(std::int64_t counters, bool all_used) const;
+
+ private:
+  Backend backend_;
+  std::size_t bytes_;
+  void* memory_;
+};
+
+// Scratch for a loss.
 class Workspace {
  public:
   explicit Workspace(const Backend& backend);
-  ~Workspace();
-  Workspace(const Workspace&) = delete;
-  Workspace& operator=(const Workspace&) = delete;
-  void* data() const { return memory_; }
+  void* data() const { return scratch_.data(); }
   // Nothing was written behind it, and every message in it was cleared or never sent: none is left that a launch with
   // the same tag, as a graph's replay is, would take for its own.
   void expect_intact() const;
 
  private:
-  Backend backend_;
-  void* memory_;
+  Scratch scratch_;
 };
 
 }  // namespace strop::testing

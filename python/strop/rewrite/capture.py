@@ -90,6 +90,7 @@ class Captured:
     origins: dict[str, str] = field(default_factory=dict)  # the same for the graph's attributes: paths in the module
     merged: dict[str, list[str]] = field(default_factory=dict)  # attributes made of others, one behind the other
     notes: list[str] = field(default_factory=list)
+    own: frozenset[str] = frozenset()  # the graph's names of these
     plan: Plan | None = None  # what runs in the graph's place
     make: Callable[[Any], Any] | None = None  # result_of, once it was needed
 
@@ -216,6 +217,7 @@ def _own(
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
     attributes: dict[str, Any] = {}
+    own: list[str] = []
     shared: list[Place] = []
     origins: dict[str, str] = {}
     inputs = iter(names)
@@ -248,8 +250,13 @@ def _own(
                 raise CaptureError(f"an input of kind {spec.kind.name} has no counterpart here: {spec.target}")
             label = label if label not in attributes else f"{label}_{len(attributes)}"
             attributes[label] = tensor
+<<<<<<< HEAD
             if spec.kind in (kinds.PARAMETER, kinds.BUFFER) and spec.target.startswith("model."):
                 origins[label] = spec.target.removeprefix("model.")
+=======
+            if spec.kind != kinds.CONSTANT_TENSOR:
+                own.append(label)
+>>>>>>> main
             values[node] = graph.get_attr(label)
         values[node].meta = dict(node.meta)
     # Placeholders first, as a graph has them.
@@ -267,7 +274,11 @@ def _own(
     module = fx.GraphModule(attributes, graph, class_name="Rewritten")
     result = program.call_spec.out_spec
     assert result is not None
+<<<<<<< HEAD
     return Captured(module, names, role, result, most, shared, origins, notes=list(dict.fromkeys(seen.left)))
+=======
+    return Captured(module, names, role, result, most, shared, list(dict.fromkeys(seen.left)), frozenset(own))
+>>>>>>> main
 
 
 def _upper(program: torch.export.ExportedProgram, size: Any) -> int | None:

@@ -98,7 +98,8 @@ class Known:
             if found is not None:
                 self.values.move_to_end(key)
                 return found
-        found = tuple([value.contiguous() for value in self.run(*tensors)])
+        with torch.no_grad():
+            found = tuple([value.contiguous() for value in self.run(*tensors)])
         with self.lock:
             self.values[key] = found
             if len(self.values) > self.MOST:

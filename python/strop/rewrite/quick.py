@@ -54,7 +54,11 @@ class Quick:
         runner, graphs = self.runner, self.graphs
         batch, length = tensors[0].shape[:2]
         before = runner.before
-        values = [tensors[i] for i in before] if before is not None else runner.run_before(*tensors)
+        if before is not None:
+            values: Sequence[Tensor] = [tensors[i] for i in before]
+        else:
+            with torch.no_grad():
+                values = runner.run_before(*tensors)
         if self.by_size is not None:
             own, sized = iter(values), iter(runner.known(tensors))
             values = [next(sized) if by_size else next(own) for by_size in self.by_size]
@@ -90,14 +94,18 @@ class Quick:
                 return unpacked
             everything = (*tensors, *unpacked)
             return [everything[i] for i in runner.after]
-        return runner.run_after(*tensors, *unpacked)
+        with torch.no_grad():
+            return runner.run_after(*tensors, *unpacked)
 
     def _load(self, found: Replay) -> Any:
         *own, cu, first = found.inputs
         ragged = self.runner.ragged
         inputs = [(to, not how.batched) for to, how in zip(own, ragged.packs, strict=True)]
         outputs = [(rows, layout.l is None) for rows, layout in zip(found.outputs, ragged.rows, strict=True)]
+        launch = found.graph.replay
+        if isinstance(found.graph, torch.cuda.CUDAGraph):  # whose method in Python only calls the one below
+            launch = super(torch.cuda.CUDAGraph, found.graph).replay
         try:
-            return _C.replay_load(found.graph.replay, inputs, cu, first, outputs)
+            return _C.replay_load(launch, inputs, cu, first, outputs)
         except ValueError:  # something is not contiguous
             return False

@@ -16,7 +16,6 @@
 
 #include "kernels/attention/attention.h"
 #include "kernels/attention/attention_tuning.h"
-#include "strop/parallel.h"
 #if STROP_EMULATED
 #include "strop/emu.h"
 #endif
@@ -24,6 +23,7 @@
 #include <sys/mman.h>
 #endif
 #include "tests/support/backend.h"
+#include "tests/support/orders.h"
 #include "tests/support/random.h"
 #include "tests/support/tensor.h"
 
@@ -86,39 +86,6 @@ std::int64_t sum_of(const Lengths& lengths) {
   for (std::int64_t n : lengths) sum += n;
   return sum;
 }
-
-// Scratch for one call, with garbage in it and a guard behind.
-class Scratch {
- public:
-  Scratch(const Backend& backend, std::size_t bytes) : backend_(backend), bytes_(bytes) {
-    memory_ = allocate(backend_, bytes_ + kGuard);
-    const std::vector<std::uint8_t> garbage(bytes_ + kGuard, 0xff);
-    copy_to(backend_, memory_, garbage.data(), garbage.size());
-  }
-  ~Scratch() { release(backend_, memory_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  void* data() const { return memory_; }
-  // Nothing behind it was written, and each counter is as it was or 0, as a graph's replay needs it.
-  void expect_intact(std::size_t counters) const {
-    std::vector<std::uint8_t> memory(bytes_ + kGuard);
-    copy_from(backend_, memory.data(), memory_, memory.size());
-    EXPECT_TRUE(std::all_of(memory.begin() + static_cast<std::ptrdiff_t>(bytes_), memory.end(), [](std::uint8_t b) {
-      return b == 0xff;
-    })) << "written to behind the workspace";
-    for (std::size_t i = 0; bytes_ > 0 && i < counters; ++i) {
-      std::uint64_t counter;
-      std::memcpy(&counter, memory.data() + 8 * i, 8);
-      EXPECT_TRUE(counter == 0 || counter == ~std::uint64_t{0}) << "counter " << i << " is left at " << counter;
-    }
-  }
-
- private:
-  static constexpr std::size_t kGuard = 256;
-  Backend backend_;
-  std::size_t bytes_;
-  void* memory_ = nullptr;
-};
 
 // The tensors of a call. What no sequence has, and keys behind a length, stay NaN.
 struct Data {
@@ -239,7 +206,7 @@ struct Data {
     const Scratch scratch(backend, attention_workspace_bytes(in));
     const Status status = attention(in, c.options, to, {scratch.data(), nullptr});
     synchronize(backend);
-    scratch.expect_intact(static_cast<std::size_t>(c.batch * c.kv_heads));
+    scratch.expect_cleared(c.batch * c.kv_heads, false);
     out.fetch();
     return status;
   }
@@ -316,25 +283,16 @@ void check(const Case& c, const Backend& backend, Data data) {
 }
 void check(const Case& c, const Backend& backend, Random& random) { check(c, backend, Data(c, random)); }
 
-// Of the emulated devices the large one, and the old one, whose shared memory is too small for the tensor cores'
-// kernel.
-std::vector<Backend> some_backends() {
-  if (!kEmulated) return device_backends();
-  return {device_backends().front(), device_backends().back()};
-}
-// In the emulator one of four, so that the three dtypes take turns.
-bool left_out(int& turn) { return kEmulated && ++turn % 4 != 0; }
-
 TEST(AttentionSmall, Lengths) {
   // Around tiles of 16, 32 and 64 rows and keys, and far from them.
   const Lengths native = {1, 2, 7, 15, 16, 17, 31, 33, 63, 64, 65, 100, 127, 129, 150, 300};
   const Lengths emulated = {1, 7, 63, 65, 150};
   Random random(61);
   int turn = 0;
-  for (const Backend& backend : kEmulated ? some_backends() : all_backends()) {
+  for (const Backend& backend : kEmulated ? few_backends() : all_backends()) {
     for (std::int64_t lk : sized(native, emulated)) {
       for (DType dtype : kFloats) {
-        if (left_out(turn)) continue;
+        if (left_out(turn, 4)) continue;
         Case c;
         c.heads = c.kv_heads = kEmulated ? 1 : 2;
         c.lq = kEmulated ? random.pick({1, 5, 33}) : random.pick({1, 5, 16, 33, 65});
@@ -351,10 +309,10 @@ TEST(AttentionSmall, Lengths) {
 TEST(AttentionSmall, NoPhantomKeys) {
   Random random(62);
   int turn = 0;
-  for (const Backend& backend : some_backends()) {
+  for (const Backend& backend : few_backends()) {
     for (std::int64_t n : sized<Lengths>({1, 7, 63, 65, 150, 300, 1500}, {1, 7, 65, 150})) {
       for (DType dtype : kFloats) {
-        if (left_out(turn)) continue;
+        if (left_out(turn, 4)) continue;
         for (double shift : {0.0, 1.5}) {
           Case c;
           c.lq = std::min<std::int64_t>(n, sized(150, 3)), c.lk = n, c.d = 16;
@@ -369,7 +327,7 @@ TEST(AttentionSmall, NoPhantomKeys) {
 
 TEST(AttentionSmall, HeadSizes) {
   Random random(63);
-  for (const Backend& backend : some_backends()) {
+  for (const Backend& backend : few_backends()) {
     for (int d = 8; d <= 256; d += sized(8, 40)) {
       for (DType dtype : kFloats) {
         if (kEmulated && dtype == DType::kBFloat16) continue;
@@ -388,7 +346,7 @@ TEST(AttentionSmall, HeadSizes) {
 
 TEST(AttentionSmall, GroupsOfHeads) {
   Random random(64);
-  for (const Backend& backend : some_backends()) {
+  for (const Backend& backend : few_backends()) {
     for (const auto& [heads, kv_heads] : {std::pair{4, 4}, {4, 2}, {6, 1}, {3, 1}}) {
       for (std::int64_t lq : {1, 3, 30}) {
         if (kEmulated && lq == 30 && heads != 4) continue;
@@ -405,7 +363,7 @@ TEST(AttentionSmall, GroupsOfHeads) {
 
 TEST(AttentionSmall, MasksAndBiases) {
   Random random(65);
-  for (const Backend& backend : some_backends()) {
+  for (const Backend& backend : few_backends()) {
     for (int which = 0; which < 16; ++which) {
       for (int kind = 0; kind < 3; ++kind) {
         if (kEmulated && (which + kind) % 3 != 0) continue;
@@ -425,7 +383,7 @@ TEST(AttentionSmall, MasksAndBiases) {
 
 TEST(AttentionSmall, DiagonalsAndWindows) {
   Random random(66);
-  for (const Backend& backend : some_backends()) {
+  for (const Backend& backend : few_backends()) {
     for (const auto& [lq, lk] : {std::pair{5, 5}, {3, 70}, {70, 3}, {33, 40}}) {
       for (Diagonal diagonal : {Diagonal::kTopLeft, Diagonal::kBottomRight}) {
         for (int kind = 0; kind < 5; ++kind) {
@@ -450,7 +408,7 @@ TEST(AttentionSmall, DiagonalsAndWindows) {
 // way round at its end.
 TEST(AttentionSmall, TilesThatSomeQueriesMeetWhole) {
   Random random(87);
-  for (const Backend& backend : some_backends()) {
+  for (const Backend& backend : few_backends()) {
     for (const DType dtype : kFloats) {
       for (const bool left : {true, false}) {
         Case c;
@@ -472,7 +430,7 @@ TEST(AttentionSmall, AdmittedKeys) {
   };
   constexpr Rule kRules[] = {{false, false, -1, -1}, {true, false, -1, -1}, {true, true, -1, -1}, {false, false, 2, 1},
                              {false, true, 1, 3},    {true, true, 4, -1},   {true, false, 0, 9}};
-  for (const Backend& backend : some_backends()) {
+  for (const Backend& backend : few_backends()) {
     for (DType dtype : kFloats) {
       for (bool packed : {false, true}) {
         for (const auto& [lq, lk, length] : {std::tuple{6, 20, 20}, {20, 6, 6}, {4, 20, 11}}) {
@@ -518,7 +476,7 @@ TEST(AttentionSmall, AdmittedKeys) {
 
 TEST(AttentionSmall, KeyLengths) {
   Random random(67);
-  for (const Backend& backend : some_backends()) {
+  for (const Backend& backend : few_backends()) {
     for (DType integers : {DType::kInt32, DType::kInt64}) {
       for (DType dtype : kFloats) {
         Case c;
@@ -534,7 +492,7 @@ TEST(AttentionSmall, KeyLengths) {
 
 TEST(AttentionSmall, Packed) {
   Random random(68);
-  for (const Backend& backend : some_backends()) {
+  for (const Backend& backend : few_backends()) {
     for (DType dtype : kFloats) {
       for (bool same : {true, false}) {
         Case c;
@@ -558,7 +516,7 @@ TEST(AttentionSmall, Packed) {
 // They become 0, whatever q has there, also where there is nothing else to do.
 TEST(AttentionSmall, RowsOfNoSequence) {
   Random random(85);
-  for (const Backend& backend : some_backends()) {
+  for (const Backend& backend : few_backends()) {
     for (DType dtype : kFloats) {
       for (const Lengths& lengths : {Lengths{3, 9}, {0, 0}, {}, {40}}) {
         for (std::int64_t before : {0, 4}) {
@@ -581,7 +539,7 @@ TEST(AttentionSmall, RowsOfNoSequence) {
 
 // Blocks of more rows, where there are enough of them, change no bit (and max_q does not tell how many a sequence has).
 TEST(Attention, RowsABlockDoNotChangeResults) {
-  for (const Backend& backend : some_backends()) {
+  for (const Backend& backend : few_backends()) {
     if (!backend.cuda()) continue;
     for (int d : sized<std::vector<int>>({24, 32, 64}, {24, 64})) {
       for (const bool causal : {false, true}) {
@@ -611,7 +569,7 @@ TEST(Attention, RowsABlockDoNotChangeResults) {
 // Any strides work, and only some fast.
 TEST(AttentionSmall, Layouts) {
   Random random(69);
-  for (const Backend& backend : some_backends()) {
+  for (const Backend& backend : few_backends()) {
     for (Layout layout : kLayouts) {
       for (int which = 0; which < 4; ++which) {
         if (which == 3 && (layout == Layout::kExpandedRows || layout == Layout::kExpandedLast)) continue;
@@ -631,7 +589,7 @@ TEST(AttentionSmall, Layouts) {
 
 // Rows from the last to the first, heads as well: strides below 0.
 TEST(AttentionSmall, NegativeStrides) {
-  for (const Backend& backend : some_backends()) {
+  for (const Backend& backend : few_backends()) {
     for (DType dtype : kFloats) {
       Random random(70);
       Case c;
@@ -661,7 +619,7 @@ TEST(AttentionSmall, NegativeStrides) {
 
 // The ways for a row to have no key: 0, not NaN and not the mean of what is there.
 TEST(AttentionSmall, FullyMaskedRows) {
-  for (const Backend& backend : some_backends()) {
+  for (const Backend& backend : few_backends()) {
     for (DType dtype : kFloats) {
       for (int way = 0; way < 5; ++way) {
         Random random(71);
@@ -705,7 +663,7 @@ TEST(AttentionSmall, FullyMaskedRows) {
 // A bias that is the lowest number for every key takes nothing away: all scores round to it, and every key has the same
 // weight, as in PyTorch. (In units of log 2 it would overflow, and the row look empty.)
 TEST(AttentionSmall, LowestBiasIsNoMask) {
-  for (const Backend& backend : some_backends()) {
+  for (const Backend& backend : few_backends()) {
     for (DType dtype : kFloats) {
       for (DType bias : {DType::kFloat32, DType::kBFloat16}) {
         Random random(72);
@@ -740,7 +698,7 @@ TEST(AttentionSmall, LowestBiasIsNoMask) {
 
 TEST(AttentionSmall, ScoresOfAnySize) {
   Random random(74);
-  for (const Backend& backend : some_backends()) {
+  for (const Backend& backend : few_backends()) {
     for (double scale : {0.0, 1.0, -0.3, 10.0}) {
       for (DType dtype : kFloats) {
         Case c;
@@ -755,7 +713,7 @@ TEST(AttentionSmall, ScoresOfAnySize) {
 // NaN in a query, or in a key that is admitted, makes its rows NaN and no others; one in a key that is not admitted
 // none.
 TEST(AttentionSmall, NanStaysInItsRows) {
-  for (const Backend& backend : some_backends()) {
+  for (const Backend& backend : few_backends()) {
     for (DType dtype : kFloats) {
       Random random(75);
       Case c;
@@ -778,11 +736,11 @@ TEST(AttentionSmall, NanStaysInItsRows) {
 TEST(Attention, LongCaches) {
   Random random(76);
   int turn = 0;
-  for (const Backend& backend : some_backends()) {
+  for (const Backend& backend : few_backends()) {
     // One chunk, two, a last one of one key, more than kMaxChunks of the least size.
     for (std::int64_t lk : sized<Lengths>({256, 257, 512, 513, 1500, 8192, 8193, 9000}, {257, 300, 600})) {
       for (DType dtype : kFloats) {
-        if (left_out(turn)) continue;
+        if (left_out(turn, 4)) continue;
         Case c;
         c.batch = sized(2, 1), c.kv_heads = sized(2, 1);
         c.heads = c.kv_heads * random.pick({1, 4});
@@ -825,7 +783,7 @@ TEST(AttentionSmall, ChunksCoverAllKeys) {
 // A sequence has the same bits alone, among others, and under any schedule. Packed beside longer ones, it is still cut
 // by its own length.
 TEST(Attention, SequencesDoNotInfluenceEachOther) {
-  for (const Backend& backend : some_backends()) {
+  for (const Backend& backend : few_backends()) {
     for (DType dtype : kFloats) {
       for (std::int64_t lq : {2, 20}) {
         Random random(77);
@@ -865,7 +823,7 @@ TEST(Attention, SequencesDoNotInfluenceEachOther) {
 }
 
 TEST(AttentionSmall, Empty) {
-  for (const Backend& backend : some_backends()) {
+  for (const Backend& backend : few_backends()) {
     for (int which = 0; which < 3; ++which) {
       Random random(78);
       Case c;
@@ -877,7 +835,7 @@ TEST(AttentionSmall, Empty) {
 
 TEST(Attention, Drawn) {
   Random random(79);
-  for (const Backend& backend : some_backends()) {
+  for (const Backend& backend : few_backends()) {
     for (int repetition = 0; repetition < sized(200, 20); ++repetition) {
       Case c;
       c.batch = random.integer(1, sized(4, 2));
@@ -926,40 +884,29 @@ TEST(Attention, ThreadsDoNotChangeResults) {
     EXPECT_TRUE(data.run(c, cpu).ok());
     return data.out.bytes();
   };
-  const auto own = run();
-  set_parallel_for(
-      [](std::int64_t n, void (*body)(std::int64_t, std::int64_t, void*), void* context) { body(0, n, context); },
-      [] { return 1; });
-  const auto serial = run();
-  set_parallel_for(nullptr, nullptr);
-  EXPECT_TRUE(own == serial);
+  expect_threads_change_nothing(run);
 }
 
 #if STROP_EMULATED
 // Which warp and which block goes first changes nothing: chunks are merged in their order.
 TEST(Attention, SchedulesDoNotChangeResults) {
-  const emu::Schedule schedules[] = {
-      {emu::Order::kForward}, {emu::Order::kReverse}, {emu::Order::kRandom, 3}, {emu::Order::kRandom, 4}};
-  for (const Backend& backend : some_backends()) {
+  for (const Backend& backend : few_backends()) {
     for (std::int64_t lk : {130, 520}) {  // tiles on their way; chunks
       Random random(82);
       Case c;
       c.heads = 2, c.kv_heads = 1, c.lq = lk == 130 ? 20 : 3, c.lk = lk, c.d = 16;
       c.dtype = DType::kFloat16;
-      Data data(c, random);
-      std::vector<std::uint8_t> first;
-      for (const emu::Schedule& schedule : schedules) {
-        emu::set_schedule(schedule);
+      SCOPED_TRACE(backend.name + " " + std::to_string(lk));
+      const Data data(c, random);
+      expect_schedules_change_nothing([&] {
         Data again = data;
         check(c, backend, again);
         const UseBackend use(backend);
-        ASSERT_TRUE(again.run(c, backend).ok());
-        if (first.empty()) first = again.out.bytes();
-        EXPECT_TRUE(first == again.out.bytes()) << backend << " " << lk;
-      }
+        EXPECT_TRUE(again.run(c, backend).ok());
+        return again.out.bytes();
+      });
     }
   }
-  emu::set_schedule({emu::Order::kRandom, test_seed()});
 }
 #endif
 
@@ -1074,12 +1021,7 @@ TEST(AttentionSmall, BadInput) {
       Call c(backend);
       mistake.make(c, backend);
       const Status status = attention(c.in, c.options, c.to);
-      EXPECT_EQ(static_cast<int>(status.code()), static_cast<int>(mistake.code)) << mistake.message;
-      EXPECT_NE(status.message().find(mistake.message), std::string::npos)
-          << "no \"" << mistake.message << "\" in: " << status.message();
-      synchronize(backend);
-      c.out.fetch();
-      c.out.expect_unchanged("out");
+      expect_refused(status, mistake.code, mistake.message, backend, {&c.out});
     }
   }
 }

@@ -16,7 +16,6 @@
 #include "base/device.h"
 #include "kernels/linear/linear.h"
 #include "kernels/linear/linear_tuning.h"
-#include "strop/parallel.h"
 #ifndef STROP_WITH_CUDA
 #define STROP_WITH_CUDA 0
 #endif
@@ -24,6 +23,7 @@
 #include "strop/emu.h"
 #endif
 #include "tests/support/backend.h"
+#include "tests/support/orders.h"
 #include "tests/support/random.h"
 #include "tests/support/tensor.h"
 
@@ -68,39 +68,6 @@ Vector vector(const TensorView& view) { return {view.data, view.strides[0], view
 char* moved(const void* data, DType dtype, std::int64_t elements) {
   return static_cast<char*>(const_cast<void*>(data)) + elements * dtype_size(dtype);
 }
-
-// Scratch for one call, with garbage in it and a guard behind.
-class Scratch {
- public:
-  Scratch(const Backend& backend, std::size_t bytes) : backend_(backend), bytes_(bytes) {
-    memory_ = allocate(backend_, bytes_ + kGuard);
-    const std::vector<std::uint8_t> garbage(bytes_ + kGuard, 0xff);
-    copy_to(backend_, memory_, garbage.data(), garbage.size());
-  }
-  ~Scratch() { release(backend_, memory_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  void* data() const { return memory_; }
-  // Nothing behind it was written, and each counter is as it was or 0, as a graph's replay needs it.
-  void expect_intact(std::int64_t counters) const {
-    std::vector<std::uint8_t> memory(bytes_ + kGuard);
-    copy_from(backend_, memory.data(), memory_, memory.size());
-    EXPECT_TRUE(std::all_of(memory.begin() + static_cast<std::ptrdiff_t>(bytes_), memory.end(), [](std::uint8_t b) {
-      return b == 0xff;
-    })) << "written to behind the workspace";
-    for (std::int64_t i = 0; bytes_ > 0 && i < counters; ++i) {
-      std::uint64_t counter;
-      std::memcpy(&counter, memory.data() + 8 * i, 8);
-      EXPECT_EQ(counter, 0u) << "counter " << i;
-    }
-  }
-
- private:
-  static constexpr std::size_t kGuard = 256;
-  Backend backend_;
-  std::size_t bytes_;
-  void* memory_ = nullptr;
-};
 
 struct Data {
   Tensor x;  // or y
@@ -167,7 +134,7 @@ struct Data {
       const Scratch scratch(backend, linear_workspace_bytes(in, c.options));
       status = linear(in, c.options, to, {scratch.data(), nullptr});
       synchronize(backend);
-      scratch.expect_intact(split_tiles(c.m, c.n, c.options.gated));
+      scratch.expect_cleared(split_tiles(c.m, c.n, c.options.gated), true);
     } else {
       status = linear_epilogue({in.x, in.bias, in.residual}, c.options, to);
       synchronize(backend);
@@ -256,15 +223,6 @@ void check(const Case& c, const Backend& backend, Data data) {
 }
 void check(const Case& c, const Backend& backend, Random& random) { check(c, backend, Data(c, random)); }
 
-// Of the emulated devices the large one, and the old one, whose shared memory is too small for the tensor cores'
-// kernel.
-std::vector<Backend> some_backends() {
-  if (!kEmulated) return device_backends();
-  return {device_backends().front(), device_backends().back()};
-}
-// In the emulator one of `n`, so that what is combined takes turns.
-bool left_out(int& turn, int n) { return kEmulated && ++turn % n != 0; }
-
 void draw_options(Case& c, Random& random) {
   c.options = {random.pick(kActivations), random.chance(0.4)};
   c.apart = random.chance(0.5);
@@ -281,7 +239,7 @@ TEST(LinearSmall, Shapes) {
                                          {33, 40, 200}, {64, 16, 129}, {65, 30, 264}, {257, 10, 100}};
   Random random(91);
   int turn = 0;
-  for (const Backend& backend : kEmulated ? some_backends() : all_backends()) {
+  for (const Backend& backend : kEmulated ? few_backends() : all_backends()) {
     for (const auto& shape : kShapes) {
       for (DType dtype : kFloats) {
         if (left_out(turn, 2) && dtype == DType::kFloat32) continue;
@@ -316,7 +274,7 @@ TEST(Linear, Models) {
 TEST(LinearSmall, Activations) {
   Random random(93);
   int turn = 0;
-  for (const Backend& backend : kEmulated ? some_backends() : all_backends()) {
+  for (const Backend& backend : kEmulated ? few_backends() : all_backends()) {
     for (Activation activation : kActivations) {
       for (int gate = 0; gate < 3; ++gate) {
         for (bool product : {true, false}) {
@@ -388,7 +346,7 @@ TEST(LinearSmall, NanAndInfinity) {
 TEST(LinearSmall, Layouts) {
   Random random(96);
   int turn = 0;
-  for (const Backend& backend : some_backends()) {
+  for (const Backend& backend : few_backends()) {
     for (int which = 0; which < 6; ++which) {
       for (Layout layout : kLayouts) {
         const bool writable =
@@ -456,7 +414,7 @@ TEST(LinearSmall, Epilogues) {
   constexpr std::int64_t kShapes[][2] = {{1, 1}, {1, 5}, {3, 16}, {33, 24}, {40, 265}, {2, 600}};
   Random random(98);
   int turn = 0;
-  for (const Backend& backend : kEmulated ? some_backends() : all_backends()) {
+  for (const Backend& backend : kEmulated ? few_backends() : all_backends()) {
     for (const auto& shape : kShapes) {
       for (DType dtype : kFloats) {
         for (bool in_place : {false, true}) {
@@ -493,7 +451,7 @@ TEST(LinearSmall, RowsDoNotInfluenceEachOther) {
     std::int64_t few, many;
   };
   constexpr Range kCpuRanges[] = {{1, 8}, {9, 250}}, kCudaRanges[] = {{1, 64}, {65, 70}};
-  for (const Backend& backend : kEmulated ? some_backends() : all_backends()) {
+  for (const Backend& backend : kEmulated ? few_backends() : all_backends()) {
     for (DType dtype : kFloats) {
       for (const Range& range : backend.cuda() ? kCudaRanges : kCpuRanges) {
         if (kEmulated && dtype == DType::kBFloat16) continue;
@@ -519,7 +477,7 @@ TEST(LinearSmall, RowsDoNotInfluenceEachOther) {
 
 TEST(Linear, Drawn) {
   Random random(101);
-  for (const Backend& backend : kEmulated ? some_backends() : device_backends()) {
+  for (const Backend& backend : kEmulated ? few_backends() : device_backends()) {
     for (int repetition = 0; repetition < sized(150, 14); ++repetition) {
       Case c;
       c.product = random.chance(0.8);
@@ -546,7 +504,7 @@ TEST(LinearSmall, EveryTile) {
     int rows, columns;
   };
   constexpr Tile kTiles[] = {{16, 64}, {32, 64}, {64, 64}, {128, 64}, {128, 128}, {0, 0}};
-  for (const Backend& backend : some_backends()) {
+  for (const Backend& backend : few_backends()) {
     if (!backend.cuda()) continue;
     const UseBackend use(backend);
     const DeviceInfo* device;
@@ -603,40 +561,29 @@ TEST(Linear, ThreadsDoNotChangeResults) {
       EXPECT_TRUE(data.run(c, cpu).ok());
       return data.out.bytes();
     };
-    const auto own = run();
-    set_parallel_for(
-        [](std::int64_t n, void (*body)(std::int64_t, std::int64_t, void*), void* context) { body(0, n, context); },
-        [] { return 1; });
-    const auto serial = run();
-    set_parallel_for(nullptr, nullptr);
-    EXPECT_TRUE(own == serial);
+    expect_threads_change_nothing(run);
   }
 }
 
 #if STROP_EMULATED
 // Which warp and which block goes first changes nothing: what the blocks of a tile found is added in the order of K.
 TEST(Linear, SchedulesDoNotChangeResults) {
-  const emu::Schedule schedules[] = {
-      {emu::Order::kForward}, {emu::Order::kReverse}, {emu::Order::kRandom, 3}, {emu::Order::kRandom, 4}};
-  for (const Backend& backend : some_backends()) {
+  for (const Backend& backend : few_backends()) {
     for (DType dtype : {DType::kFloat32, DType::kFloat16}) {
-      std::vector<std::uint8_t> first;
-      for (const emu::Schedule& schedule : schedules) {
-        emu::set_schedule(schedule);
+      SCOPED_TRACE(backend.name);
+      expect_schedules_change_nothing([&] {
         Random random(104);
         Case c;
         c.m = 7, c.n = 40, c.k = 520;
         c.dtype = dtype;
-        ASSERT_GT(split(c.m, c.n, c.k, false).count, 2);
+        EXPECT_GT(split(c.m, c.n, c.k, false).count, 2);
         Data data(c, random);
         const UseBackend use(backend);
-        ASSERT_TRUE(data.run(c, backend).ok());
-        if (first.empty()) first = data.out.bytes();
-        EXPECT_TRUE(first == data.out.bytes()) << backend;
-      }
+        EXPECT_TRUE(data.run(c, backend).ok());
+        return data.out.bytes();
+      });
     }
   }
-  emu::set_schedule({emu::Order::kRandom, test_seed()});
 }
 
 // Few rows: each weight comes from global memory once, by whole sectors, and no two lanes meet in a bank of shared
@@ -802,14 +749,7 @@ TEST(LinearSmall, BadInput) {
       Call c(backend);
       mistake.make(c);
       const Status status = c.epilogue ? linear_epilogue(c.alone, c.options, c.to) : linear(c.in, c.options, c.to);
-      EXPECT_EQ(static_cast<int>(status.code()), static_cast<int>(mistake.code)) << mistake.message;
-      EXPECT_NE(status.message().find(mistake.message), std::string::npos)
-          << "no \"" << mistake.message << "\" in: " << status.message();
-      synchronize(backend);
-      for (Tensor* tensor : {&c.x, &c.weight, &c.residual, &c.out, &c.y}) {
-        tensor->fetch();
-        tensor->expect_unchanged("a tensor");
-      }
+      expect_refused(status, mistake.code, mistake.message, backend, {&c.x, &c.weight, &c.residual, &c.out, &c.y});
     }
   }
 }

@@ -15,8 +15,8 @@
 
 #include "kernels/norm/norm_tuning.h"
 #include "strop/norm.h"
-#include "strop/parallel.h"
 #include "tests/support/backend.h"
+#include "tests/support/orders.h"
 #include "tests/support/random.h"
 #include "tests/support/tensor.h"
 
@@ -617,13 +617,7 @@ TEST(Norm, ThreadsDoNotChangeResults) {
     EXPECT_TRUE(data.run(c, cpu).ok());
     return data.out.bytes();
   };
-  const auto own = run();
-  set_parallel_for(
-      [](std::int64_t n, void (*body)(std::int64_t, std::int64_t, void*), void* context) { body(0, n, context); },
-      [] { return 1; });
-  const auto serial = run();
-  set_parallel_for(nullptr, nullptr);
-  EXPECT_TRUE(own == serial);
+  expect_threads_change_nothing(run);
 }
 
 TEST(NormSmall, Tuning) {
@@ -746,14 +740,7 @@ TEST(NormSmall, BadInput) {
       Call c(backend);
       mistake.make(c);
       const Status status = c.kind == Kind::kLayer ? layer_norm(c.in, c.eps, c.to) : rms_norm(c.in, c.eps, c.to);
-      EXPECT_EQ(static_cast<int>(status.code()), static_cast<int>(mistake.code)) << mistake.message;
-      EXPECT_NE(status.message().find(mistake.message), std::string::npos)
-          << "no \"" << mistake.message << "\" in: " << status.message();
-      synchronize(backend);
-      for (Tensor* tensor : {&c.x, &c.residual, &c.out, &c.residual_out}) {
-        tensor->fetch();
-        tensor->expect_unchanged("a tensor");
-      }
+      expect_refused(status, mistake.code, mistake.message, backend, {&c.x, &c.residual, &c.out, &c.residual_out});
     }
   }
 }

@@ -13,8 +13,8 @@
 #include <vector>
 
 #include "strop/losses.h"
-#include "strop/parallel.h"
 #include "tests/support/backend.h"
+#include "tests/support/orders.h"
 #include "tests/support/random.h"
 #include "tests/support/tensor.h"
 
@@ -707,26 +707,9 @@ TEST(PolicyLoss, ThreadsDoNotChangeResults) {
         Data data(c, random);
         Workspace workspace(cpu);
         EXPECT_TRUE(data.run(c, cpu, workspace).ok());
-        return data;
+        return std::pair(data.loss.bytes(), data.grad.bytes());
       };
-      const Data own = run();
-      set_parallel_for(
-          [](std::int64_t n, void (*body)(std::int64_t, std::int64_t, void*), void* context) { body(0, n, context); },
-          [] { return 1; });
-      const Data serial = run();
-      set_parallel_for(
-          [](std::int64_t n, void (*body)(std::int64_t, std::int64_t, void*), void* context) {
-            std::vector<std::thread> threads;
-            for (std::int64_t i = n - 1; i >= 0; --i) threads.emplace_back(body, i, i + 1, context);
-            for (std::thread& thread : threads) thread.join();
-          },
-          [] { return 7; });
-      const Data reversed = run();
-      set_parallel_for(nullptr, nullptr);
-      for (const Data* other : {&serial, &reversed}) {
-        EXPECT_EQ(own.loss.get(0), other->loss.get(0));
-        EXPECT_TRUE(own.grad.bytes() == other->grad.bytes());
-      }
+      expect_threads_change_nothing(run);
     }
   }
 }

@@ -307,12 +307,7 @@ TEST(TakeRowsSmall, BadInput) {
         std::string message = mistake.message;
         if (const auto at = message.find('#'); at != std::string::npos)
           message.replace(at, 1, scatter ? "where" : "rows");
-        EXPECT_EQ(static_cast<int>(status.code()), static_cast<int>(mistake.code)) << message;
-        EXPECT_NE(status.message().find(message), std::string::npos)
-            << "no \"" << message << "\" in: " << status.message();
-        synchronize(backend);
-        data.out.fetch();
-        data.out.expect_unchanged("out");
+        expect_refused(status, mistake.code, message, backend, {&data.out});
       }
     }
   }
