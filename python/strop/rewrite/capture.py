@@ -87,10 +87,9 @@ class Captured:
     result: pytree.TreeSpec
     most: list[tuple[str, int, int]]  # input, dimension, the largest size that the graph allows
     shared: list[Place]  # where in the module each parameter and buffer is
-    origins: dict[str, str] = field(default_factory=dict)  # the same for the graph's attributes: paths in the module
+    origins: dict[str, str] = field(default_factory=dict)  # and its path there, by the name that the graph has for it
     merged: dict[str, list[str]] = field(default_factory=dict)  # attributes made of others, one behind the other
     notes: list[str] = field(default_factory=list)
-    own: frozenset[str] = frozenset()  # the graph's names of these
     plan: Plan | None = None  # what runs in the graph's place
     make: Callable[[Any], Any] | None = None  # result_of, once it was needed
 
@@ -217,7 +216,6 @@ def _own(
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
     attributes: dict[str, Any] = {}
-    own: list[str] = []
     shared: list[Place] = []
     origins: dict[str, str] = {}
     inputs = iter(names)
@@ -250,13 +248,8 @@ def _own(
                 raise CaptureError(f"an input of kind {spec.kind.name} has no counterpart here: {spec.target}")
             label = label if label not in attributes else f"{label}_{len(attributes)}"
             attributes[label] = tensor
-<<<<<<< HEAD
-            if spec.kind in (kinds.PARAMETER, kinds.BUFFER) and spec.target.startswith("model."):
-                origins[label] = spec.target.removeprefix("model.")
-=======
             if spec.kind != kinds.CONSTANT_TENSOR:
-                own.append(label)
->>>>>>> main
+                origins[label] = spec.target.removeprefix("model.")
             values[node] = graph.get_attr(label)
         values[node].meta = dict(node.meta)
     # Placeholders first, as a graph has them.
@@ -274,11 +267,7 @@ def _own(
     module = fx.GraphModule(attributes, graph, class_name="Rewritten")
     result = program.call_spec.out_spec
     assert result is not None
-<<<<<<< HEAD
     return Captured(module, names, role, result, most, shared, origins, notes=list(dict.fromkeys(seen.left)))
-=======
-    return Captured(module, names, role, result, most, shared, list(dict.fromkeys(seen.left)), frozenset(own))
->>>>>>> main
 
 
 def _upper(program: torch.export.ExportedProgram, size: Any) -> int | None:
@@ -431,7 +420,7 @@ def difference(
             if a.shape != b.shape or a.dtype != b.dtype:
                 kinds = [f"{t.dtype} {tuple(t.shape)}" for t in (b, a)]
                 return f"on {sizes} result {pytree.keystr(path)} is {kinds[0]}, not {kinds[1]}"
-            if not _close(a, b):
+            if not close(a, b):
                 worst = (a.double() - b.double()).abs().max().item()
                 return f"on {sizes} result {pytree.keystr(path)} is off by {worst:.2g}"
     return None
@@ -448,7 +437,7 @@ def _without_padding(result: Tensor, mask: Tensor, layout: Any) -> Tensor:
     return result.masked_fill((mask == 0).view(shape), 0)
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
+def close(a: Tensor, b: Tensor) -> bool:
     if not a.is_floating_point():
         return torch.equal(a, b)
     if a.numel() == 0:

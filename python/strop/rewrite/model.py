@@ -19,14 +19,9 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from .. import _C
-<<<<<<< HEAD
 from . import cache, packed, registry
 from .capture import CHECKED_AT, Answers, B, Captured, CaptureError, L, capture, clean, difference, roles
-=======
-from . import packed, registry
-from .capture import B, Captured, CaptureError, L, capture, clean, difference, roles
 from .devices import on_one_device
->>>>>>> main
 from .graphs import Graphs, run_as_it_is
 from .merge import merge_linears
 from .patterns import value_of
@@ -344,7 +339,7 @@ class Forward:
             forward = functools.partial(type(model).forward, model)
             tensors = {name: self._converted(t) for name, t in tensors.items()}
         captured = capture(model, forward, tensors, fixed)
-        on_one_device(captured.module, captured.own)
+        on_one_device(captured.module, captured.origins)
         clean(captured.module.graph)
         plain = fx.Graph()
         plain.output(plain.graph_copy(captured.module.graph, {}))
