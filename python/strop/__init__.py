@@ -9,6 +9,8 @@ Post-training losses, each as the loss alone (``*_fwd``), loss and gradient in o
 :func:`doctor` says what was built, what was found and which path each operation will take.
 """
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch  # noqa: F401  (first: the extension finds libtorch_cpu.so by its name, once it is loaded)
@@ -60,3 +62,24 @@ def __getattr__(name: str) -> Any:
             raise ImportError(f"{name}: this copy of strop has the losses alone; the package has all of it") from error
         return getattr(rewrite, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _backend(graph: Any, examples: Any, **options: Any) -> Any:
+    from .rewrite.backend import compile_graph
+
+    return compile_graph(graph, examples, **options)
+
+
+def _register_backend() -> None:
+    """Makes torch.compile know the name "strop" in a copy that is not installed; an installed one has an entry point.
+
+    Only where Dynamo is there already: importing it takes longer than all else here.
+    """
+    dynamo = sys.modules.get("torch._dynamo.backends.registry")
+    if dynamo is None or not Path(__file__).with_name("rewrite").is_dir():  # the Hub's copy
+        return
+    if __name__ not in getattr(dynamo, "_BACKENDS", {__name__: None}):
+        dynamo.register_backend(_backend, name=__name__)
+
+
+_register_backend()

@@ -402,12 +402,12 @@ def difference(
     for given, wanted in answers(holes=call is None, fits=fits):
         sizes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in given.items())
         if isinstance(wanted, Exception):
-            return f"on {sizes} the module fails itself: {_brief(wanted)}"
+            return f"on {sizes} the module fails itself: {brief(wanted)}"
         with torch.no_grad():
             try:
                 got = (call or captured)(given)
             except Exception as error:
-                return f"on {sizes} it fails: {_brief(error)}"
+                return f"on {sizes} it fails: {brief(error)}"
         layouts = padded or [None] * len(pytree.tree_leaves(got))
         leaves = zip(pytree.tree_leaves_with_path(wanted), pytree.tree_leaves(got), layouts, strict=True)
         for (path, a), b, layout in leaves:
@@ -426,7 +426,7 @@ def difference(
     return None
 
 
-def _brief(error: Exception) -> str:
+def brief(error: Exception) -> str:
     text = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {text[0][:200]}"
 
