@@ -115,7 +115,7 @@ Everything is in the module `strop`. [The losses](../docs/losses.md) has the for
 
 def python_api() -> str:
     names = re.findall(r'^    "([a-z]\w*)",', (ROOT / "python/strop/__init__.py").read_text(), re.MULTILINE)
-    order = ["grpo", "bnpo", "reve", "opti", "rest", "repo", "repl", "doct"]
+    order = ["grpo", "bnpo", "reve", "opti", "rest", "repo", "repl", "save", "load", "doct"]
     names.sort(key=lambda name: (order.index(name[:4]), "fwd" not in name, len(name)))
     modules = sorted((ROOT / "python/strop/integrations").glob("[a-z]*.py"))
     return PYTHON_API.format(
