@@ -22,7 +22,10 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "benchmarks/records"
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "tests/README.md")
+PAGES = (
+    "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "examples/cpp_encoder/README.md",
+    "tests/README.md",
+)  # fmt: skip
 FOLDERS = ("examples/cpp",)  # pages that the navigation names, linked or not
 INSTEAD = {"benchmarks/records": "performance/index.md", "include/strop": "api/cpp.md"}
 LANGUAGES = {".cc": "cpp", ".cu": "cpp", ".cuh": "cpp", ".h": "cpp", ".py": "python", ".txt": "cmake"}
