@@ -136,7 +136,7 @@ def cpp_api() -> str:
         "emulator compiles.\n",
     ]
     order = [
-        "losses", "norm", "attention", "rotary", "ragged", "pool",
+        "losses", "norm", "attention", "rotary", "linear", "ragged", "pool", "plan",
         "tensor_view", "status", "parallel", "launch", "emu",
     ]  # fmt: skip
     headers = sorted(

@@ -40,6 +40,11 @@ PyObject* plan_load(PyObject*, PyObject* const* args, Py_ssize_t n);
 PyObject* plan_run(PyObject*, PyObject* const* args, Py_ssize_t n);
 PyObject* plan_kept_bytes(PyObject*, PyObject* plan);
 
+// plan_file.cc
+PyObject* plan_missing(PyObject*, PyObject* text);
+PyObject* model_load(PyObject*, PyObject* path);
+PyObject* model_run(PyObject*, PyObject* const* args, Py_ssize_t n);
+
 // weights.cc
 PyObject* weights_load(PyObject*, PyObject* const* args, Py_ssize_t n);
 PyObject* weights_same(PyObject*, PyObject* capsule);

@@ -1,7 +1,8 @@
 """strop: fused kernels that make PyTorch transformers train and run faster.
 
 Inference: :func:`optimize_model` rewrites a transformer into one that calls strop's operators, :func:`report` says what
-came of it, :func:`restore` undoes it and :func:`replace_pattern` adds replacements of one's own.
+came of it, :func:`restore` undoes it and :func:`replace_pattern` adds replacements of one's own. :func:`save_plan`
+writes the result to a file that C++ programs run (strop/plan.h), :func:`load_plan` reads it.
 
 Post-training losses, each as the loss alone (``*_fwd``), loss and gradient in one launch, and differentiable
 (``*_autograd``): :func:`grpo_loss`, :func:`bnpo_loss`, :func:`reverse_kl`. They take CPU and CUDA tensors alike.
@@ -27,7 +28,7 @@ from .losses import (
 )
 
 if TYPE_CHECKING:
-    from .rewrite import optimize_model, replace_pattern, report, restore
+    from .rewrite import load_plan, optimize_model, replace_pattern, report, restore, save_plan
 
 __all__ = [
     "__version__",
@@ -38,6 +39,7 @@ __all__ = [
     "grpo_loss",
     "grpo_loss_autograd",
     "grpo_loss_fwd",
+    "load_plan",
     "optimize_model",
     "replace_pattern",
     "report",
@@ -45,12 +47,13 @@ __all__ = [
     "reverse_kl",
     "reverse_kl_autograd",
     "reverse_kl_fwd",
+    "save_plan",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Rewriting is imported when it is first used: the losses alone need not wait for it."""
-    if name in ("optimize_model", "replace_pattern", "report", "restore"):
+    if name in ("load_plan", "optimize_model", "replace_pattern", "report", "restore", "save_plan"):
         try:
             from . import rewrite
         except ModuleNotFoundError as error:  # the Hub's copy

@@ -1,6 +1,6 @@
 // Host: what a plan needs of the framework that it runs in. The framework makes tensors that outlive a call, lends its
 // allocator, and runs the operations that strop has no kernel for. A plan without foreign operations, on the CPU, needs
-// little of it (tests/support/plan_host.h is one).
+// little of it: cpu_host.h is one for programs without a framework.
 #pragma once
 
 #include <cstddef>
@@ -45,6 +45,8 @@ class Host {
 
   // to = from, of one shape and any two dtypes, not on the CPU.
   virtual Status copy(const Tensor& to, const Tensor& from) = 0;
+  // Whether it has linear(), a library's product. Without it strop's kernel makes all products, with what follows them.
+  virtual bool multiplies() const { return true; }
   // out = x weight^T + bias, x (R, k), weight (n, k), bias (n) or null, out (R, n), whose rows may be
   // further apart than n.
   virtual Status linear(Call& call, const Tensor& x, const Tensor& weight, const Tensor* bias, const Tensor& out) = 0;

@@ -1,5 +1,5 @@
 // Linear layers. The host multiplies, and strop::linear_epilogue does what follows the product in place, but for few
-// rows on a GPU, which are strop::linear's (base/products.h).
+// rows on a GPU (base/products.h) and where the host has no product: these are strop::linear's.
 #include "base/products.h"
 #include "runtime/ops.h"
 #include "runtime/views.h"
@@ -30,6 +30,8 @@ LinearOptions options_of(Call& call, int activation, bool gated) {
 
 TensorView view_or_none(const Tensor* t) { return t != nullptr ? view_of(*t) : TensorView{}; }
 
+bool is_fused(Call& call, const Tensor& rows) { return makes_product(view_of(rows)) || !call.host().multiplies(); }
+
 // By strop's kernel, whose product is not written before what follows it.
 void run_fused(Call& call, const LinearInputs& in, const LinearOptions& options, const Tensor& out) {
   LinearExecution execution;
@@ -58,7 +60,7 @@ void linear_act(Call& call) {
   const Tensor rows = call.rows(x, 1);
   LinearInputs in;
   if (const Tensor* residual = call.tensor_or_null(4)) in.residual = view_of(call.rows(*residual, 1));
-  if (makes_product(view_of(rows))) {
+  if (is_fused(call, rows)) {
     in.x = view_of(rows);
     in.weight = view_of(weight);
     in.bias = view_or_none(bias);
@@ -78,7 +80,7 @@ void linear_gated(Call& call) {
   flattened(call.make(0, x, x.dtype, with_columns(x, weight.shape[0] / 2)), 1, out);
   if (out.numel() == 0) return;
   const Tensor rows = call.rows(x, 1);
-  if (makes_product(view_of(rows))) {
+  if (is_fused(call, rows)) {
     LinearInputs in;
     in.x = view_of(rows);
     in.weight = view_of(weight);
@@ -101,7 +103,7 @@ void linear_gated_pair(Call& call) {
   flattened(call.make(0, x, x.dtype, with_columns(x, n)), 1, out);
   if (out.numel() == 0) return;
   const Tensor rows = call.rows(x, 1);
-  if (makes_product(view_of(rows))) {
+  if (is_fused(call, rows)) {
     LinearInputs in;
     in.x = view_of(rows);
     in.weight = view_of(gate);

@@ -108,33 +108,6 @@ void cast(const Tensor& to, const Tensor& from) {
   });
 }
 
-// f(T{}) for the C++ type of a dtype; false for others.
-template <class F>
-bool with_type(DType dtype, F&& f) {
-  switch (dtype) {
-    case DType::kBool:
-      f(bool{});
-      return true;
-    case DType::kUInt8:
-      f(std::uint8_t{});
-      return true;
-    case DType::kInt32:
-      f(std::int32_t{});
-      return true;
-    case DType::kInt64:
-      f(std::int64_t{});
-      return true;
-    case DType::kFloat32:
-      f(float{});
-      return true;
-    case DType::kFloat64:
-      f(double{});
-      return true;
-    default:
-      return false;
-  }
-}
-
 template <class T, class F>
 void apply(const Tensor& a, const Tensor& b, const Tensor& out, F&& f) {
   const Walk<3> walk(out.sizes(), {&out, &a, &b});

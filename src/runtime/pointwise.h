@@ -8,6 +8,33 @@
 
 namespace strop::runtime {
 
+// f(T{}) for the C++ type of a dtype; false for those that have none here.
+template <class F>
+bool with_type(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::kBool:
+      f(bool{});
+      return true;
+    case DType::kUInt8:
+      f(std::uint8_t{});
+      return true;
+    case DType::kInt32:
+      f(std::int32_t{});
+      return true;
+    case DType::kInt64:
+      f(std::int64_t{});
+      return true;
+    case DType::kFloat32:
+      f(float{});
+      return true;
+    case DType::kFloat64:
+      f(double{});
+      return true;
+    default:
+      return false;
+  }
+}
+
 enum class Pointwise : std::uint8_t { kAdd, kSub, kMul };
 
 // to = from, of one shape. Of two dtypes where both are among bool, uint8, int32, int64, float32 and float64; false,

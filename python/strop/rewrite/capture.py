@@ -86,6 +86,7 @@ class Captured:
     most: list[tuple[str, int, int]]  # input, dimension, the largest size that the graph allows
     shared: list[Place]  # where in the module each parameter and buffer is
     notes: list[str] = field(default_factory=list)
+    own: frozenset[str] = frozenset()  # the graph's names of these
     plan: Plan | None = None  # what runs in the graph's place
     make: Callable[[Any], Any] | None = None  # result_of, once it was needed
 
@@ -193,6 +194,7 @@ def _own(
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
     attributes: dict[str, Any] = {}
+    own: list[str] = []
     shared: list[Place] = []
     inputs = iter(names)
     most = []
@@ -224,6 +226,8 @@ def _own(
                 raise CaptureError(f"an input of kind {spec.kind.name} has no counterpart here: {spec.target}")
             label = label if label not in attributes else f"{label}_{len(attributes)}"
             attributes[label] = tensor
+            if spec.kind != kinds.CONSTANT_TENSOR:
+                own.append(label)
             values[node] = graph.get_attr(label)
         values[node].meta = dict(node.meta)
     # Placeholders first, as a graph has them.
@@ -241,7 +245,7 @@ def _own(
     module = fx.GraphModule(attributes, graph, class_name="Rewritten")
     result = program.call_spec.out_spec
     assert result is not None
-    return Captured(module, names, role, result, most, shared, list(dict.fromkeys(seen.left)))
+    return Captured(module, names, role, result, most, shared, list(dict.fromkeys(seen.left)), frozenset(own))
 
 
 def _upper(program: torch.export.ExportedProgram, size: Any) -> int | None:

@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from .. import _C
 from . import packed, registry
 from .capture import B, Captured, CaptureError, L, capture, clean, difference, roles
+from .devices import on_one_device
 from .graphs import Graphs, run_as_it_is
 from .merge import merge_linears
 from .patterns import value_of
@@ -299,6 +300,7 @@ class Forward:
             forward = functools.partial(type(model).forward, model)
             tensors = {name: self._converted(t) for name, t in tensors.items()}
         captured = capture(model, forward, tensors, fixed)
+        on_one_device(captured.module, captured.own)
         clean(captured.module.graph)
         plain = fx.Graph()
         plain.output(plain.graph_copy(captured.module.graph, {}))
