@@ -114,7 +114,7 @@ Status rotary_embedding(const RotaryInputs& in, const TensorView& out, void* str
   p.positions = integers(in.positions);
 #if STROP_WITH_CUDA
   if (in.x.device == DeviceType::kCuda) {
-    const bool in_place = out.data == in.x.data;
+    [[maybe_unused]] const bool in_place = out.data == in.x.data;
     STROP_EMULATOR_NAMES({"x", in.x, in_place ? emu::Access::kInOut : emu::Access::kInput}, {"cos", in.cos},
                          {"sin", in.sin}, {"positions", in.positions},
                          {"out", in_place ? TensorView{} : out, emu::Access::kOutput});

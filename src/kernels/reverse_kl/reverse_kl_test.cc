@@ -716,7 +716,7 @@ TEST(ReverseKl, SeveralThreadsAtOnce) {
     for (int repetition = 0; repetition < 2; ++repetition) {  // first one after the other, then at once
       for (int i = 0; i < kThreads; ++i) {
         const auto work = [&, i, repetition] {
-          for (int k = 0; k < 1 + 5 * repetition; ++k) {
+          for (int k = 0; k < 1 + sized(5, 2) * repetition; ++k) {
             auto [c, data] = make(i);
             Workspace workspace(backend);
             const UseBackend use(backend);
