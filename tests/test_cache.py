@@ -446,3 +446,15 @@ def test_switched_off_nothing_is_written(where: Path, captures: list[str]) -> No
     for _ in range(2):
         first(Layer(), draw(2, 5, 8))
     assert len(captures) == 2 and not where.exists()
+
+
+def test_a_plan_file_is_of_a_captured_model(tmp_path: Path, captures: list[str]) -> None:
+    """What was read has no shapes of what the graph computes, which a file says."""
+    pytest.importorskip("safetensors")
+    model = models.make("BERT", layers=1)
+    call = models.tokens(2, 6, generator("saved"))
+    with torch.no_grad():
+        wanted = strop.optimize_model(model)(**call)
+    saved = strop.save_plan(strop.restore(model), tmp_path / "bert.safetensors", **call)
+    torch.testing.assert_close(saved(**call)["last_hidden_state"], wanted.last_hidden_state, rtol=1e-4, atol=1e-5)
+    assert len(captures) == 2

@@ -282,14 +282,14 @@ class Forward:
 
     # ---- Graphs -----------------------------------------------------------------------------------------------------
 
-    def _compile(self, tensors: Mapping[str, Tensor], fixed: Mapping[str, Any]) -> Program:
+    def _compile(self, tensors: Mapping[str, Tensor], fixed: Mapping[str, Any], cached: bool = True) -> Program:
         program = Program(_describe(tensors, fixed))
         try:
             config = getattr(self.model, "config", None)
             for name in ("output_attentions", "output_hidden_states"):
                 if fixed.get(name, getattr(config, name, False)):
                     raise CaptureError(f"{name} asks for what lies inside the layers")
-            kept = cache.Entry.of(self, tensors, fixed)
+            kept = cache.Entry.of(self, tensors, fixed) if cached else None
             if not self._read(program, kept, tensors, fixed):
                 self._capture(program, tensors, fixed, kept)
         except CaptureError as error:

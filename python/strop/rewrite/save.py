@@ -18,7 +18,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from .. import _C
-from .capture import Captured, difference
+from .capture import Answers, Captured, difference
 from .lower import Given, Position, Unsupported, dtype_name
 from .model import Forward, Program, forward_of
 from .packed import Runner, as_inputs
@@ -145,7 +145,7 @@ def _captured(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         elsewhere = [name for name, t in {**tensors, **parameters}.items() if t.device.type != "cpu"]
         if elsewhere:
             raise ValueError(f"{elsewhere[0]}: expected a tensor on the CPU, where plan files run, as all others")
-        program = forward._compile(tensors, fixed)
+        program = forward._compile(tensors, fixed, cached=False)  # which has no shapes of what a graph computes
         tensors = {name: forward._converted(t) if forward.dtype is not None else t for name, t in tensors.items()}
     if program.captured is None:
         raise Unsupported(f"the model cannot be captured: {program.why_eager}")
@@ -164,9 +164,10 @@ def _difference(saved: SavedPlan, program: Program, tensors: dict[str, Tensor]) 
     def graph(**given: Tensor) -> Any:
         return captured(given)
 
+    answers = Answers(graph, tensors, {})
     if ragged is None:
-        return difference(captured, graph, tensors, {}, call)
-    return difference(captured, graph, tensors, {}, call, ragged.mask, ragged.padded)
+        return difference(captured, answers, call)
+    return difference(captured, answers, call, ragged.mask, ragged.padded)
 
 
 class _Writer:
