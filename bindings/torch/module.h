@@ -35,17 +35,17 @@ PyObject* tensor_from_handle(void* handle);
 // A new AtenTensorHandle of a tensor's, or null with an exception.
 void* handle_from_tensor(PyObject* tensor);
 
-// plan.cc
+// inference/plan.cc
 PyObject* plan_load(PyObject*, PyObject* const* args, Py_ssize_t n);
 PyObject* plan_run(PyObject*, PyObject* const* args, Py_ssize_t n);
 PyObject* plan_kept_bytes(PyObject*, PyObject* plan);
 
-// plan_file.cc
+// inference/plan_file.cc
 PyObject* plan_missing(PyObject*, PyObject* text);
 PyObject* model_load(PyObject*, PyObject* path);
 PyObject* model_run(PyObject*, PyObject* const* args, Py_ssize_t n);
 
-// weights.cc
+// inference/weights.cc
 PyObject* weights_load(PyObject*, PyObject* const* args, Py_ssize_t n);
 PyObject* weights_same(PyObject*, PyObject* capsule);
 // The same for C++: 1, 0, or -1 with an exception.
@@ -53,10 +53,10 @@ int weights_unchanged(PyObject* capsule);
 // Whether what was made of them has copies, so that their contents matter; -1 with an exception.
 int weights_are_copies(PyObject* capsule);
 
-// look.cc
+// inference/look.cc
 PyObject* call_look(PyObject*, PyObject* const* args, Py_ssize_t n);
 
-// replay.cc
+// inference/replay.cc
 PyObject* tokens_load(PyObject*, PyObject*);
 PyObject* tokens_locate(PyObject*, PyObject* const* args, Py_ssize_t n);
 PyObject* replay_load(PyObject*, PyObject* const* args, Py_ssize_t n);

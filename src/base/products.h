@@ -9,8 +9,8 @@
 namespace strop {
 
 // Rows on CUDA up to which strop makes float16's and bfloat16's products. None: on an H100 cuBLASLt takes half the time
-// of strop's kernel from 1 to 64 rows at an encoder's sizes, its GELU by a kernel of its own included, and nine tenths at
-// 4096 x 4096 (lab/006-encoder-layer).
+// of strop's kernel from 1 to 64 rows at an encoder's sizes, its GELU by a kernel of its own included, and nine tenths
+// at 4096 x 4096 (lab/006-encoder-layer).
 inline constexpr std::int64_t kMostRowsOfProducts = 0;
 
 // x (M, K).
