@@ -124,7 +124,8 @@ def measure(job: dict, settings: Settings, connection: Connection) -> None:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder  # a first call compiles, whatever ran here before
+        # A first call captures and compiles, whatever ran here before.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.environ["STROP_CACHE_DIR"] = folder
         runner = None
         for case in job["cases"]:
             if settings.deadline and time.time() > settings.deadline:

@@ -117,7 +117,7 @@ Status check_numbers(const char* name, const ragged::TakeRows& p, bool maybe_non
 
 // Everything but the inputs, into p.
 Status check_starts(const TensorView& cu, std::int64_t count, const TensorView& cu_out, const TensorView& first_out,
-                    ragged::PackTokens& p) {
+                    ragged::MoveTokens& p) {
   constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
   if (cu.dtype != DType::kInt32 && cu.dtype != DType::kInt64) [[unlikely]]
     return type_error("cu", "int32 or int64", dtype_name(cu.dtype));
@@ -142,48 +142,78 @@ Status check_starts(const TensorView& cu, std::int64_t count, const TensorView& 
   return {};
 }
 
-Status check_input(const TokenRows& rows, const TensorView& cu, bool by_number, ragged::PackTokens& p) {
+// Numbers of rows: int32 beside one another, at least `count`.
+Status check_numbers(const char* name, const TensorView& index, std::int64_t count, const Named& first) {
+  if (index.dtype != DType::kInt32) [[unlikely]]
+    return type_error(name, "int32", dtype_name(index.dtype));
+  if (index.rank != 1 || index.shape[0] < count || (index.shape[0] > 1 && index.strides[0] != 1)) [[unlikely]]
+    return value_error(name, "at least " + std::to_string(count) + " contiguous numbers", shape_text(index));
+  return check_same_device(name, index, first.view, first.name);
+}
+
+// One part into p; `count` rows of tokens.
+Status check_part(const TokenRows& rows, std::int64_t count, const Named& first, ragged::MoveTokens& p) {
   const TensorView &x = rows.x, &out = rows.out;
   STROP_RETURN_IF_ERROR(check_rows_of_x(x));
-  STROP_RETURN_IF_ERROR(check_same_device("x", x, cu, "cu"));
+  STROP_RETURN_IF_ERROR(check_same_device("x", x, first.view, first.name));
   if (x.shape[1] > 1 && x.strides[1] != 1) [[unlikely]]
     return value_error("x", "elements of a row beside one another", "strides " + strides_text(x));
   if (out.dtype != x.dtype) [[unlikely]]
     return type_error("out", std::string(dtype_name(x.dtype)) + " like x", dtype_name(out.dtype));
-  if (out.rank != 2 || out.shape[0] < p.count || out.shape[1] != x.shape[1]) [[unlikely]] {
-    const std::int64_t shape[] = {p.count, x.shape[1]};
+  const bool plain = rows.kind == TokenRows::Kind::kPlain, repeated = rows.kind == TokenRows::Kind::kRepeated;
+  if (out.rank != 2 || (!plain && out.shape[0] < count) || out.shape[1] != x.shape[1]) [[unlikely]] {
+    const std::int64_t shape[] = {count, x.shape[1]};
     return value_error("out", "at least shape " + tuple_text(shape, 2), shape_text(out));
   }
   if ((out.shape[1] > 1 && out.strides[1] != 1) || (out.shape[0] > 1 && out.strides[0] != out.shape[1])) [[unlikely]]
     return value_error("out", "a contiguous tensor", "strides " + strides_text(out));
-  STROP_RETURN_IF_ERROR(check_same_device("out", out, cu, "cu"));
+  STROP_RETURN_IF_ERROR(check_same_device("out", out, first.view, first.name));
   STROP_RETURN_IF_ERROR(check_data("out", out, out.shape[0] == 0));
   if (share_memory(out, x)) [[unlikely]]
     return value_error("out", "memory of its own", "memory shared with x");
-  if (p.count > 0 && (rows.repeated ? x.shape[0] == 0 : !by_number && x.shape[0] < p.count)) [[unlikely]]
-    return value_error("x", "a row for each of " + std::to_string(p.count) + " tokens", shape_text(x));
+  const std::int64_t moved = plain ? out.shape[0] : count;
+  const bool indexed = p.index != nullptr && !plain;
+  if (moved > 0 && (repeated ? x.shape[0] == 0 : !indexed && x.shape[0] < moved)) [[unlikely]]
+    return value_error("x", "a row for each of " + std::to_string(moved) + (plain ? " of out" : " tokens"),
+                       shape_text(x));
   const int bytes = dtype_size(x.dtype);
-  p.input[p.inputs++] = {static_cast<const char*>(x.data),
-                         static_cast<char*>(out.data),
-                         x.strides[0] * bytes,
-                         x.shape[1] * bytes,
-                         x.shape[0],
-                         rows.repeated};
+  ragged::TokenPart& part = p.part[p.parts++];
+  part.x = static_cast<const char*>(x.data), part.out = static_cast<char*>(out.data);
+  part.stride_row = x.strides[0] * bytes, part.row_bytes = x.shape[1] * bytes;
+  part.x_rows = x.shape[0], part.count = moved;
+  part.indexed = indexed, part.repeated = repeated;
   return {};
 }
 
 // In host memory.
-Status check_numbers(const ragged::PackTokens& p) {
-  for (int k = 0; k < p.inputs; ++k) {
-    for (std::int64_t t = 0; t < p.count; ++t) {
-      const std::int64_t row = p.row(p.input[k], t);
-      if (row >= 0 && row < p.input[k].x_rows) continue;
-      return value_error("rows", "numbers of rows of x, below " + std::to_string(p.input[k].x_rows),
+Status check_rows_there(const ragged::MoveTokens& p) {
+  for (int k = 0; k < p.parts; ++k) {
+    const ragged::TokenPart& part = p.part[k];
+    for (std::int64_t t = 0; t < part.count; ++t) {
+      const std::int64_t row = p.row(part, t);
+      if (row >= 0 && row < part.x_rows) continue;
+      return value_error("rows", "numbers of rows of x, below " + std::to_string(part.x_rows),
                          std::to_string(row) + " at " + std::to_string(t));
     }
   }
   return {};
 }
+
+Status check_number_of(const char* name, std::span<const TokenRows> parts) {
+  if (parts.size() <= static_cast<std::size_t>(ragged::kMostParts)) return {};
+  return value_error(name, "at most " + std::to_string(ragged::kMostParts), std::to_string(parts.size()));
+}
+
+#if STROP_EMULATED
+// Of each part what is read and what is written.
+void name_parts(std::span<const TokenRows> parts, const ragged::MoveTokens& p, std::vector<emu::NamedView>& named) {
+  for (std::size_t k = 0; k < parts.size(); ++k) {
+    TensorView out = parts[k].out;
+    out.shape[0] = p.part[k].count;
+    named.insert(named.end(), {{"x", parts[k].x}, {"out", out, emu::Access::kOutput}});
+  }
+}
+#endif
 
 enum class Numbers : std::uint8_t { kRows, kMaybeNone, kRepeated };
 
@@ -266,20 +296,15 @@ Status pack_starts(const TensorView& cu, std::int64_t count, const TensorView& c
 
 Status pack_tokens(std::span<const TokenRows> inputs, const TensorView& rows, const TensorView& cu, std::int64_t count,
                    const TensorView& cu_out, const TensorView& first_out, void* stream) {
-  ragged::PackTokens p;
+  ragged::MoveTokens p;
   STROP_RETURN_IF_ERROR(check_starts(cu, count, cu_out, first_out, p));
-  if (inputs.size() > static_cast<std::size_t>(ragged::kMostInputs)) [[unlikely]]
-    return value_error("inputs", "at most " + std::to_string(ragged::kMostInputs), std::to_string(inputs.size()));
-  const bool by_number = rows.data != nullptr;
-  if (by_number) {
-    if (rows.dtype != DType::kInt32) [[unlikely]]
-      return type_error("rows", "int32", dtype_name(rows.dtype));
-    if (rows.rank != 1 || rows.shape[0] < count || (rows.shape[0] > 1 && rows.strides[0] != 1)) [[unlikely]]
-      return value_error("rows", "at least " + std::to_string(count) + " contiguous numbers", shape_text(rows));
-    STROP_RETURN_IF_ERROR(check_same_device("rows", rows, cu, "cu"));
-    p.rows = static_cast<const std::int32_t*>(rows.data);
+  STROP_RETURN_IF_ERROR(check_number_of("inputs", inputs));
+  const Named first = {"cu", cu};
+  if (rows.data != nullptr) {
+    STROP_RETURN_IF_ERROR(check_numbers("rows", rows, count, first));
+    p.index = static_cast<const std::int32_t*>(rows.data);
   }
-  for (const TokenRows& input : inputs) STROP_RETURN_IF_ERROR(check_input(input, cu, by_number, p));
+  for (const TokenRows& input : inputs) STROP_RETURN_IF_ERROR(check_part(input, count, first, p));
 #if STROP_WITH_CUDA
   if (cu.device == DeviceType::kCuda) {
 #if STROP_EMULATED
@@ -287,11 +312,7 @@ Status pack_tokens(std::span<const TokenRows> inputs, const TensorView& rows, co
                                          {"rows", rows},
                                          {"cu_out", cu_out, emu::Access::kOutput},
                                          {"first_out", first_out, emu::Access::kOutput}};
-    for (const TokenRows& input : inputs) {
-      TensorView out = input.out;
-      out.shape[0] = count;
-      named.insert(named.end(), {{"x", input.x}, {"out", out, emu::Access::kOutput}});
-    }
+    name_parts(inputs, p, named);
     const emu::Names names(std::span<const emu::NamedView>{named});
 #endif
     return ragged::run_cuda(p, stream);
@@ -299,7 +320,41 @@ Status pack_tokens(std::span<const TokenRows> inputs, const TensorView& rows, co
 #else
   static_cast<void>(stream);
 #endif
-  STROP_RETURN_IF_ERROR(check_numbers(p));
+  STROP_RETURN_IF_ERROR(check_rows_there(p));
+  return ragged::run_cpu(p);
+}
+
+Status unpack_tokens(std::span<const TokenRows> results, const TensorView& where, void* stream) {
+  STROP_RETURN_IF_ERROR(check_number_of("results", results));
+  if (results.empty()) return {};
+  ragged::MoveTokens p;
+  const Named first = {"x", results.front().x};
+  if (where.data != nullptr) {
+    STROP_RETURN_IF_ERROR(check_numbers("where", where, 0, first));
+    p.index = static_cast<const std::int32_t*>(where.data);
+  }
+  for (const TokenRows& result : results) {
+    if (result.kind == TokenRows::Kind::kRepeated) [[unlikely]]
+      return value_error("results", "rows of tokens or plain ones", "repeated ones");
+    const std::int64_t places = result.out.rank == 2 ? result.out.shape[0] : 0;
+    if (result.kind == TokenRows::Kind::kTokens && p.index != nullptr && places != where.shape[0]) [[unlikely]] {
+      return value_error("out", "a row for each of where's " + std::to_string(where.shape[0]) + " places",
+                         shape_text(result.out));
+    }
+    STROP_RETURN_IF_ERROR(check_part(result, places, first, p));
+  }
+#if STROP_WITH_CUDA
+  if (first.view.device == DeviceType::kCuda) {
+#if STROP_EMULATED
+    std::vector<emu::NamedView> named = {{"where", where}};
+    name_parts(results, p, named);
+    const emu::Names names(std::span<const emu::NamedView>{named});
+#endif
+    return ragged::run_cuda(p, stream);
+  }
+#else
+  static_cast<void>(stream);
+#endif
   return ragged::run_cpu(p);
 }
 

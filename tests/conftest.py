@@ -6,7 +6,9 @@ what only CUDA has. Everything random comes from one seed, printed in the header
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,9 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+# Nothing is read from what earlier runs captured, or written where users have theirs; tests/test_cache.py has its own.
+os.environ["STROP_CACHE"] = "0"
+os.environ["STROP_CACHE_DIR"] = str(Path(tempfile.gettempdir(), "strop-tests"))
 
 from support.cases import SEED  # noqa: E402
 

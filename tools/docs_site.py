@@ -22,7 +22,10 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "benchmarks/records"
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "tests/README.md")
+PAGES = (
+    "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "examples/cpp_encoder/README.md",
+    "tests/README.md",
+)  # fmt: skip
 FOLDERS = ("examples/cpp",)  # pages that the navigation names, linked or not
 INSTEAD = {"benchmarks/records": "performance/index.md", "include/strop": "api/cpp.md"}
 LANGUAGES = {".cc": "cpp", ".cu": "cpp", ".cuh": "cpp", ".h": "cpp", ".py": "python", ".txt": "cmake"}
@@ -115,7 +118,7 @@ Everything is in the module `strop`. [The losses](../docs/losses.md) has the for
 
 def python_api() -> str:
     names = re.findall(r'^    "([a-z]\w*)",', (ROOT / "python/strop/__init__.py").read_text(), re.MULTILINE)
-    order = ["grpo", "bnpo", "reve", "opti", "rest", "repo", "repl", "doct"]
+    order = ["grpo", "bnpo", "reve", "opti", "rest", "repo", "repl", "save", "load", "doct"]
     names.sort(key=lambda name: (order.index(name[:4]), "fwd" not in name, len(name)))
     modules = sorted((ROOT / "python/strop/integrations").glob("[a-z]*.py"))
     return PYTHON_API.format(

@@ -53,19 +53,30 @@ Status scatter_rows(const TensorView& x, const TensorView& where, const TensorVi
 Status pack_starts(const TensorView& cu, std::int64_t count, const TensorView& cu_out, const TensorView& first_out,
                    void* stream = nullptr);
 
-// What one packed tensor is made of.
+// What one packed tensor is made of, or one result.
 struct TokenRows {
-  TensorView x;           // (N, n), any dtype with a size, elements of a row beside one another
-  TensorView out;         // (S, n) in x's dtype, contiguous, S at least the number of tokens, memory of its own
-  bool repeated = false;  // x has one row a position, for all sequences
+  enum class Kind : std::uint8_t {
+    kTokens,    // a row for each
+    kRepeated,  // packing: x has a row a position, for all sequences
+    kPlain,     // as many rows as out has, from the first on
+  };
+  TensorView x;    // (N, n), any dtype with a size, elements of a row beside one another
+  TensorView out;  // (S, n) in x's dtype, contiguous, memory of its own
+  Kind kind = Kind::kTokens;
 };
 
 // pack_starts, and of up to 8 inputs the tokens' rows, in one kernel: all that a packed call of fixed size reads.
-// out[t] = x[rows[t]] for t < count, with rows[t] mod N where x is repeated; out's rows behind stay as they are.
+// out[t] = x[rows[t]] for t < count, with rows[t] mod N where x is repeated; S is at least count, and out's rows behind
+// that stay as they are, but those of what is plain.
 //   rows  (T,) int32, contiguous, T at least count; or a view without data, and token t is row t: then N is at least
 //         count but where x is repeated
 // A row that x does not have: on the CPU an error, with nothing written; on CUDA zeros.
 Status pack_tokens(std::span<const TokenRows> inputs, const TensorView& rows, const TensorView& cu, std::int64_t count,
                    const TensorView& cu_out, const TensorView& first_out, void* stream = nullptr);
+
+// The way back for up to 8 results, in one kernel: out[p] = x[where[p]], and zeros where where[p] is negative or x has
+// no such row. x (N, n), out (P, n).
+//   where  (P,) int32, contiguous; or a view without data, and place p is row p: then N is at least P
+Status unpack_tokens(std::span<const TokenRows> results, const TensorView& where, void* stream = nullptr);
 
 }  // namespace strop

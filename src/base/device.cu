@@ -69,11 +69,6 @@ Status clear_device_memory(void* p, std::size_t bytes, void* stream) {
   return cuda_status("cudaMemsetAsync", cudaMemsetAsync(p, 0, bytes, static_cast<cudaStream_t>(stream)));
 }
 
-Status copy_device_memory(void* to, const void* from, std::size_t bytes, void* stream) {
-  return cuda_status("cudaMemcpyAsync",
-                     cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, static_cast<cudaStream_t>(stream)));
-}
-
 DeviceGuard::DeviceGuard(int index) {
   int current = -1;
   status_ = cuda_status("cudaGetDevice", cudaGetDevice(&current));

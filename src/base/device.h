@@ -27,8 +27,6 @@ Status current_device_info(const DeviceInfo** info);
 
 // Sets bytes to 0, on the stream.
 Status clear_device_memory(void* p, std::size_t bytes, void* stream);
-// From one place of the device to another, on the stream.
-Status copy_device_memory(void* to, const void* from, std::size_t bytes, void* stream);
 
 // Makes `index` the calling thread's device for as long as it lives.
 class DeviceGuard {

@@ -139,7 +139,7 @@ Held pack(const Held& value, const Packing& how, const Tokens& tokens) {
     for (int d = 0; d < from.tensor.rank; ++d) shape.push(from.tensor.shape[d]);
     from.tensor = expand(from.tensor, shape);
   }
-  Held rows = matrix_of(from, 2);
+  Held rows = row_major(matrix_of(from, 2));  // a view may still repeat its rows
   widen(rows, from.tensor, 2);
   return rows;
 }

@@ -6,7 +6,6 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 #include <cstdint>
-#include <cstring>
 #include <memory>
 #include <string>
 #include <vector>
@@ -16,7 +15,6 @@
 #include "operators.h"
 #include "strop/ragged.h"
 #if STROP_WITH_CUDA
-#include "base/device.h"
 #include "base/mailbox.h"
 #endif
 
@@ -98,7 +96,8 @@ struct Tokens {
   Held memory;  // int32: cu, rows, where; kept from call to call, which are one after the other on one stream
   std::int64_t room = 0;
   TensorView cu, rows, where;
-  TensorView mask;  // of the last call; its memory may be gone
+  TensorView mask;            // of the last call; its memory may be gone
+  std::vector<Held> results;  // of a call that is under way: made while its tokens are counted
 #if STROP_WITH_CUDA
   std::unique_ptr<Mailbox> box;
 #endif
@@ -231,34 +230,38 @@ bool views_of(PyObject* values, const Replay& replay, const Sizes& sizes, std::v
     if (read_tensor(PyTuple_GetItem(values, static_cast<Py_ssize_t>(i)), "value", value) != Read::kOk) return false;
     const std::int64_t n = own.repeated ? sizes.length : sizes.batch * sizes.length;
     if (!is_row_major(value) || value.numel() != n * own.view.shape[1] || value.dtype != own.view.dtype) return false;
-    rows.push_back({as_rows(value, n), own.view, own.repeated});
+    rows.push_back({as_rows(value, n), own.view, own.repeated ? TokenRows::Kind::kRepeated : TokenRows::Kind::kTokens});
   }
   return true;
 }
 
-Status copy(const TensorView& to, const TensorView& from, std::int64_t rows, [[maybe_unused]] void* stream) {
-  const auto bytes = static_cast<std::size_t>(rows * from.shape[1] * dtype_size(from.dtype));
-#if STROP_WITH_CUDA
-  if (from.device == DeviceType::kCuda) return copy_device_memory(to.data, from.data, bytes, stream);
-#endif
-  std::memcpy(to.data, from.data, bytes);
+// New tensors of the results' tokens in the padded layout, and of what has a row a sequence.
+Status make_results(const std::vector<Own>& outputs, const Sizes& sizes, std::vector<Held>& made) {
+  made.resize(outputs.size());
+  for (std::size_t i = 0; i < outputs.size(); ++i) {
+    const Own& own = outputs[i];
+    std::int64_t shape[kMaxRank + 1] = {sizes.batch, sizes.length};
+    int rank = own.sequences ? 1 : 2;
+    for (std::int64_t size : own.row) shape[rank++] = size;
+    void* data = nullptr;
+    if (Status s = make(own.view, own.dtype, shape, rank, &made[i], &data); !s.ok()) return s;
+  }
   return {};
 }
 
-// A new tensor of a result's tokens in the padded layout, or of its sequences.
-Status result(const Own& own, const Sizes& sizes, const TensorView& where, void* stream, Held* made) {
-  std::vector<std::int64_t> shape = {sizes.batch};
-  if (!own.sequences) shape.push_back(sizes.length);
-  const std::int64_t places = own.sequences ? sizes.batch : sizes.batch * sizes.length;
-  shape.insert(shape.end(), own.row.begin(), own.row.end());
-  void* data = nullptr;
-  if (Status s = make(own.view, own.dtype, shape.data(), static_cast<int>(shape.size()), made, &data); !s.ok())
-    return s;
-  TensorView from = own.view, to = own.view;
-  to.data = data, to.shape[0] = places;
-  if (own.sequences || sizes.dense()) return copy(to, from, places, stream);
-  from.shape[0] = sizes.count;
-  return scatter_rows(from, where, to, stream);
+Status fill_results(const Replay& replay, const Sizes& sizes, const TensorView& where, const std::vector<Held>& made,
+                    void* stream) {
+  std::vector<TokenRows> results;
+  results.reserve(made.size());
+  for (std::size_t i = 0; i < made.size(); ++i) {
+    const Own& own = replay.outputs[i];
+    TensorView from = own.view, to = own.view;
+    aoti_torch_get_data_ptr(made[i].get(), &to.data);
+    to.shape[0] = own.sequences ? sizes.batch : sizes.batch * sizes.length;
+    if (!own.sequences) from.shape[0] = sizes.count;
+    results.push_back({from, to, own.sequences ? TokenRows::Kind::kPlain : TokenRows::Kind::kTokens});
+  }
+  return unpack_tokens(results, sizes.dense() ? TensorView{} : where, stream);
 }
 
 }  // namespace
@@ -271,11 +274,12 @@ PyObject* tokens_load(PyObject*, PyObject*) {
   return capsule;
 }
 
-// (tokens, mask, batch, length, weights) → (tokens, longest sequence, whether a first position is padding, whether
-// there are holes), waited for; None where the weights are other ones, NotImplemented for a mask that is not (batch,
-// length) and plain. The weights are looked at while the device counts.
+// (tokens, mask, batch, length, weights, replay) → (tokens, longest sequence, whether a first position is padding,
+// whether there are holes), waited for; None where the weights are other ones, NotImplemented for a mask that is not
+// (batch, length) and plain. The weights are looked at while the device counts, and the results of the replay_run that
+// follows are allocated, which have the kinds that `replay`'s have, any one of the model's, or None.
 PyObject* tokens_locate(PyObject*, PyObject* const* args, Py_ssize_t n) {
-  if (!check_count("tokens_locate", n, 5)) return nullptr;
+  if (!check_count("tokens_locate", n, 6)) return nullptr;
   auto* const tokens = static_cast<Tokens*>(PyCapsule_GetPointer(args[0], kTokens));
   if (tokens == nullptr) return nullptr;
   const long long batch = PyLong_AsLongLong(args[2]), length = PyLong_AsLongLong(args[3]);
@@ -290,11 +294,22 @@ PyObject* tokens_locate(PyObject*, PyObject* const* args, Py_ssize_t n) {
     return not_implemented();
   }
   if (tokens->room > 0 && (device != mask.device || index != mask.device_index)) return not_implemented();
+  const Replay* replay = nullptr;
+  if (args[5] != Py_None) {
+    replay = static_cast<const Replay*>(PyCapsule_GetPointer(args[5], kReplay));
+    if (replay == nullptr) return nullptr;
+  }
   std::int64_t summary[4];
   int same = 1;
-  const Status status = locate(*tokens, summary, [&] { same = weights_unchanged(args[4]); });
+  Status allocated;
+  tokens->results.clear();
+  const Status status = locate(*tokens, summary, [&] {
+    same = weights_unchanged(args[4]);
+    if (replay != nullptr) allocated = make_results(replay->outputs, {batch, length, 0}, tokens->results);
+  });
   if (same < 0) return nullptr;
   if (!status.ok()) return raise(status);
+  if (!allocated.ok()) return raise(allocated);
   if (same == 0) Py_RETURN_NONE;
   return Py_BuildValue("(LLLL)", static_cast<long long>(summary[0]), static_cast<long long>(summary[1]),
                        static_cast<long long>(summary[2]), static_cast<long long>(summary[3]));
@@ -343,7 +358,8 @@ PyObject* replay_run(PyObject*, PyObject* const* args, Py_ssize_t n) {
   if (same < 0) return nullptr;
   if (same == 0) Py_RETURN_NONE;
 
-  std::vector<Held> results(replay->outputs.size());
+  std::vector<Held> results = std::move(tokens->results);
+  tokens->results.clear();
   bool launched = true;
   const Status status = on_stream(replay->cu_view, [&](void* stream) -> Status {
     const TensorView rows = sizes.dense() ? TensorView{} : tokens->rows;
@@ -353,10 +369,10 @@ PyObject* replay_run(PyObject*, PyObject* const* args, Py_ssize_t n) {
     launched = nothing_given != nullptr;
     if (!launched) return {};
     Py_DECREF(nothing_given);
-    for (std::size_t i = 0; i < results.size(); ++i) {
-      if (Status s = result(replay->outputs[i], sizes, tokens->where, stream, &results[i]); !s.ok()) return s;
+    if (results.size() != replay->outputs.size()) {
+      if (Status s = make_results(replay->outputs, sizes, results); !s.ok()) return s;
     }
-    return {};
+    return fill_results(*replay, sizes, tokens->where, results, stream);
   });
   if (!launched) return nullptr;
   if (!status.ok()) return raise(status);

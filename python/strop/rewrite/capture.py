@@ -7,6 +7,7 @@ what the module gives on other sizes than it was captured with.
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import threading
 import warnings
@@ -20,6 +21,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from . import masks
+from .functional import make_functional
 from .patterns import complete, operation, value_of
 from .plan import Plan
 from .weights import Place
@@ -85,8 +87,9 @@ class Captured:
     result: pytree.TreeSpec
     most: list[tuple[str, int, int]]  # input, dimension, the largest size that the graph allows
     shared: list[Place]  # where in the module each parameter and buffer is
+    origins: dict[str, str] = field(default_factory=dict)  # and its path there, by the name that the graph has for it
+    merged: dict[str, list[str]] = field(default_factory=dict)  # attributes made of others, one behind the other
     notes: list[str] = field(default_factory=list)
-    own: frozenset[str] = frozenset()  # the graph's names of these
     plan: Plan | None = None  # what runs in the graph's place
     make: Callable[[Any], Any] | None = None  # result_of, once it was needed
 
@@ -171,31 +174,50 @@ def capture(
         {d: torch.export.Dim.AUTO for d, what in enumerate(role[name]) if isinstance(what, str)} for name in names
     )
     call = _Call(model, forward, names, fixed)
-    with _lock, warnings.catch_warnings(), torch.no_grad(), masks.hooked() as seen:
+    with _lock, warnings.catch_warnings(), torch.no_grad(), masks.hooked() as seen, _without_stack_traces():
         warnings.simplefilter("ignore")
         try:
             program = torch.export.export(call, example, dynamic_shapes={"tensors": shapes}, strict=False)
-            program = program.run_decompositions({})
+            captured = _own(program, call, names, role, seen)
+            if not make_functional(captured.module.graph):
+                captured = _own(program.run_decompositions({}), call, names, role, seen)
+        except CaptureError:
+            raise
         except Exception as error:
             text = str(error).strip().splitlines() or [""]
             raise CaptureError(f"torch.export: {type(error).__name__}: {text[0][:300]}") from error
-    signature = program.graph_signature
-    written = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
-    if written:
-        raise CaptureError(f"it writes to {', '.join(written)}")
-    return _own(program, call, names, role, seen)
+    return captured
+
+
+@contextlib.contextmanager
+def _without_stack_traces() -> Iterator[None]:
+    """Has tracing not look up where in the module's source each node comes from, which nobody reads here."""
+    config = getattr(fx, "config", None)
+    before = getattr(config, "do_not_emit_stack_traces", None)
+    if before is None:  # an earlier PyTorch
+        yield
+        return
+    config.do_not_emit_stack_traces = True  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        config.do_not_emit_stack_traces = before  # type: ignore[union-attr]
 
 
 def _own(
     program: torch.export.ExportedProgram, call: _Call, names: tuple[str, ...], role: dict[str, Roles], seen: masks.Seen
 ) -> Captured:
     """The exported graph with the module's own parameters and buffers in it, and inputs as its only placeholders."""
+    signature = program.graph_signature
+    written = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
+    if written:
+        raise CaptureError(f"it writes to {', '.join(written)}")
     kinds = torch.export.graph_signature.InputKind
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
     attributes: dict[str, Any] = {}
-    own: list[str] = []
     shared: list[Place] = []
+    origins: dict[str, str] = {}
     inputs = iter(names)
     most = []
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs if hasattr(spec.arg, "name")}
@@ -227,7 +249,7 @@ def _own(
             label = label if label not in attributes else f"{label}_{len(attributes)}"
             attributes[label] = tensor
             if spec.kind != kinds.CONSTANT_TENSOR:
-                own.append(label)
+                origins[label] = spec.target.removeprefix("model.")
             values[node] = graph.get_attr(label)
         values[node].meta = dict(node.meta)
     # Placeholders first, as a graph has them.
@@ -245,7 +267,7 @@ def _own(
     module = fx.GraphModule(attributes, graph, class_name="Rewritten")
     result = program.call_spec.out_spec
     assert result is not None
-    return Captured(module, names, role, result, most, shared, list(dict.fromkeys(seen.left)), frozenset(own))
+    return Captured(module, names, role, result, most, shared, origins, notes=list(dict.fromkeys(seen.left)))
 
 
 def _upper(program: torch.export.ExportedProgram, size: Any) -> int | None:
@@ -311,25 +333,59 @@ def _changes_nothing(node: fx.Node, name: str | None) -> bool:
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
-def examples(tensors: Mapping[str, Tensor], role: Mapping[str, Roles], holes: bool) -> Iterator[dict[str, Tensor]]:
-    """Other sizes of the same inputs; a mask of tokens gets padding in the larger one, and a hole where holes are."""
-    for batch, length in CHECKED_AT:
-        given = {name: resized(t.detach(), role[name], batch, length) for name, t in tensors.items()}
-        mask = given.get("attention_mask")
-        if mask is not None and batch > 1 and role["attention_mask"] == (B, L) and not mask.is_floating_point():
-            mask = torch.ones_like(mask)
+class Answers:
+    """What the module itself gives on the sizes that graphs are checked at, computed once for all checks."""
+
+    def __init__(
+        self,
+        forward: Callable[..., Any],
+        tensors: Mapping[str, Tensor],
+        fixed: Mapping[str, Any],
+        sizes: Sequence[tuple[int, int]] = CHECKED_AT,
+    ) -> None:
+        self.forward, self.tensors, self.fixed, self.sizes = forward, tensors, fixed, sizes
+        self.roles = roles(tensors)
+        self.known: dict[Any, tuple[dict[str, Tensor], Any]] = {}
+
+    def example(self, batch: int, length: int, holes: bool) -> dict[str, Tensor]:
+        """The same inputs in another size; in a larger one a mask of tokens has padding, and a hole where holes are."""
+        given = {name: resized(t.detach(), self.roles[name], batch, length) for name, t in self.tensors.items()}
+        if self._has_mask(given, batch):
+            mask = torch.ones_like(given["attention_mask"])
             mask[0, length // 2 :] = 0
             if holes:
                 mask[1, 2] = 0
             given["attention_mask"] = mask
-        yield given
+        return given
+
+    def _has_mask(self, given: Mapping[str, Tensor], batch: int) -> bool:
+        mask = given.get("attention_mask")
+        return (
+            mask is not None and batch > 1 and self.roles["attention_mask"] == (B, L) and not mask.is_floating_point()
+        )
+
+    def __call__(self, holes: bool, fits: Callable[[Mapping[str, Tensor]], bool]) -> Iterator[tuple[Any, Any]]:
+        """Inputs, of those sizes that fit, and what the module gives of them, or the error that it raises."""
+        for batch, length in self.sizes:
+            key = batch, length, holes and self._has_mask(self.tensors, batch)
+            given = self.known[key][0] if key in self.known else self.example(batch, length, holes)
+            if not fits(given):
+                continue
+            if key not in self.known:
+                self.known[key] = given, self._answer(given)
+            yield self.known[key]
+
+    def _answer(self, given: Mapping[str, Tensor]) -> Any:
+        try:
+            with torch.no_grad():
+                return self.forward(**given, **self.fixed)
+        except Exception as error:
+            return error
 
 
 def difference(
     captured: Captured,
-    forward: Callable[..., Any],
-    tensors: Mapping[str, Tensor],
-    fixed: Mapping[str, Any],
+    answers: Answers,
     call: Callable[[Mapping[str, Tensor]], Any] | None = None,
     padding: str | None = None,
     padded: Sequence[Any] = (),
@@ -339,21 +395,19 @@ def difference(
     `call` is what is compared instead of the graph itself, but for what its results have where the input `padding` has
     padding: for each of them `padded` has the layout, or None where it has no tokens.
     """
-    for given in examples(tensors, captured.roles, holes=call is None):
-        if any(given[name].shape[dim] > limit for name, dim, limit in captured.most):
-            continue
+
+    def fits(given: Mapping[str, Tensor]) -> bool:
+        return all(given[name].shape[dim] <= limit for name, dim, limit in captured.most)
+
+    for given, wanted in answers(holes=call is None, fits=fits):
         sizes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in given.items())
+        if isinstance(wanted, Exception):
+            return f"on {sizes} the module fails itself: {_brief(wanted)}"
         with torch.no_grad():
-            try:
-                wanted = forward(**given, **fixed)
-            except Exception as error:
-                text = str(error).strip().splitlines() or [""]
-                return f"on {sizes} the module fails itself: {type(error).__name__}: {text[0][:200]}"
             try:
                 got = (call or captured)(given)
             except Exception as error:
-                text = str(error).strip().splitlines() or [""]
-                return f"on {sizes} it fails: {type(error).__name__}: {text[0][:200]}"
+                return f"on {sizes} it fails: {_brief(error)}"
         layouts = padded or [None] * len(pytree.tree_leaves(got))
         leaves = zip(pytree.tree_leaves_with_path(wanted), pytree.tree_leaves(got), layouts, strict=True)
         for (path, a), b, layout in leaves:
@@ -366,10 +420,15 @@ def difference(
             if a.shape != b.shape or a.dtype != b.dtype:
                 kinds = [f"{t.dtype} {tuple(t.shape)}" for t in (b, a)]
                 return f"on {sizes} result {pytree.keystr(path)} is {kinds[0]}, not {kinds[1]}"
-            if not _close(a, b):
+            if not close(a, b):
                 worst = (a.double() - b.double()).abs().max().item()
                 return f"on {sizes} result {pytree.keystr(path)} is off by {worst:.2g}"
     return None
+
+
+def _brief(error: Exception) -> str:
+    text = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {text[0][:200]}"
 
 
 def _without_padding(result: Tensor, mask: Tensor, layout: Any) -> Tensor:
@@ -378,7 +437,7 @@ def _without_padding(result: Tensor, mask: Tensor, layout: Any) -> Tensor:
     return result.masked_fill((mask == 0).view(shape), 0)
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
+def close(a: Tensor, b: Tensor) -> bool:
     if not a.is_floating_point():
         return torch.equal(a, b)
     if a.numel() == 0:

@@ -1,7 +1,8 @@
 """Has a graph compute everything where its inputs are.
 
-Models make positions and constants on the CPU and copy them to the device at each call, as torch.arange and torch.tensor
-do where nobody names a device. Such a copy has the device wait for the host, and cannot be part of a CUDA graph.
+Models make positions and constants on the CPU and copy them to the device at each call, as torch.arange and
+torch.tensor do where nobody names a device. Such a copy has the device wait for the host, and cannot be part of a CUDA
+graph.
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ class Lowered:
     results: list[Any]  # of the graph: positions among the plan's outputs as Position or inputs as Given, or what it is
     native: frozenset[str]  # nodes that the runtime computes itself
     why_python: list[str] = field(default_factory=list)  # operations that call Python
+    called: list[str] = field(default_factory=list)  # the nodes that the callables are for
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,7 @@ class _Lowering:
         self.callables: list[Callable[..., Any]] = []
         self.native: set[str] = set()
         self.why_python: list[str] = []
+        self.called: list[str] = []
         self.pieces: dict[fx.Node, list[str]] = {}  # of nodes with several results: their registers
         self.same: dict[fx.Node, Any] = {}  # nodes that are what another register is
         self.results: list[Any] | None = None
@@ -198,7 +200,7 @@ class _Lowering:
             "outputs": outputs,
         }
         callables, native = tuple(self.callables), frozenset(self.native)
-        return Lowered(json.dumps(program), self.tensors, callables, results, native, self.why_python)
+        return Lowered(json.dumps(program), self.tensors, callables, results, native, self.why_python, self.called)
 
     # ---- Nodes
 
@@ -309,19 +311,27 @@ class _Lowering:
 
     def python(self, node: fx.Node, why: str) -> None:
         """A call of Python: the node's arguments without what is fixed in them."""
-        given: list[fx.Node] = []
-        fx.node.map_arg((node.args, node.kwargs), given.append)
-        order = {known: position for position, known in enumerate(dict.fromkeys(given))}
-        target, args, kwargs = node.target, node.args, node.kwargs
-
-        def call(*values: Any) -> Any:
-            a, k = fx.node.map_arg((args, kwargs), lambda n: values[order[n]])
-            return getattr(a[0], target)(*a[1:], **k) if isinstance(target, str) else target(*a, **k)
-
-        name = str(target).partition("(")[0]
-        self.add("python", node, *order, name=name, callable=len(self.callables))
+        call, given = caller(node)
+        name = str(node.target).partition("(")[0]
+        self.add("python", node, *given, name=name, callable=len(self.callables))
         self.callables.append(call)
+        self.called.append(node.name)
         self.why_python.append(f"{node.name} ({name}): {why}")
+
+
+def caller(node: fx.Node) -> tuple[Callable[..., Any], list[fx.Node]]:
+    """What a node does, as a function of the nodes that it is of, and these."""
+    found: list[fx.Node] = []
+    fx.node.map_arg((node.args, node.kwargs), found.append)
+    given = list(dict.fromkeys(found))
+    order = {known: position for position, known in enumerate(given)}
+    target, args, kwargs = node.target, node.args, node.kwargs
+
+    def call(*values: Any) -> Any:
+        a, k = fx.node.map_arg((args, kwargs), lambda n: values[order[n]])
+        return getattr(a[0], target)(*a[1:], **k) if isinstance(target, str) else target(*a, **k)
+
+    return call, given
 
 
 def _declared(value: Any) -> dict[str, Any]:

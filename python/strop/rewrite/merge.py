@@ -15,24 +15,32 @@ from .ops import ops
 from .patterns import aten, is_node, value_of
 
 
-def merge_linears(module: fx.GraphModule) -> int:
-    """Merges what it can; gives how many products are fewer. The module's parameters are its own to move."""
+def merge_linears(module: fx.GraphModule) -> dict[str, list[str]]:
+    """Merges what it can: each attribute that it made, with those that it is made of, which are its own to move."""
     groups: dict[Any, list[fx.Node]] = {}
     for node in module.graph.nodes:
         if node.target is ops.linear_act.default and _plain(node):
             weight = value_of(node.args[1])
             has_bias = len(node.args) > 2 and node.args[2] is not None
             groups.setdefault((node.args[0], weight.dtype, has_bias), []).append(node)
-    fewer = 0
+    merged: dict[str, list[str]] = {}
     for nodes in groups.values():
         weights = [node.args[1] for node in nodes]
         if len(nodes) > 1 and len(set(weights)) == len(weights):
-            _merge(module, nodes, f"merged_{fewer}")
-            fewer += len(nodes) - 1
-    if fewer:
+            merged.update(_merge(module, nodes, f"merged_{len(merged)}"))
+    if merged:
         module.graph.eliminate_dead_code()
         module.graph.lint()
-    return fewer
+    return merged
+
+
+def join(module: torch.nn.Module, parts: list[str], label: str) -> None:
+    """Gives a module a parameter of others, one behind the other, and has these be views of it."""
+    tensors = [getattr(module, part) for part in parts]
+    whole = torch.cat([t.detach() for t in tensors])
+    for tensor, view in zip(tensors, whole.split([len(t) for t in tensors]), strict=True):
+        tensor.data = view
+    setattr(module, label, torch.nn.Parameter(whole, requires_grad=False))
 
 
 def _plain(node: fx.Node) -> bool:
@@ -47,20 +55,18 @@ def _plain(node: fx.Node) -> bool:
     )
 
 
-def _merge(module: fx.GraphModule, nodes: list[fx.Node], name: str) -> None:
+def _merge(module: fx.GraphModule, nodes: list[fx.Node], name: str) -> dict[str, list[str]]:
     graph, first = module.graph, nodes[0]
+    merged: dict[str, list[str]] = {}
     new: list[fx.Node | None] = []
     for position, what in ((1, "weight"), (2, "bias")):
         parts = [node.args[position] if len(node.args) > position else None for node in nodes]
         if parts[0] is None:
             new.append(None)
             continue
-        tensors = [getattr(module, part.target) for part in parts]
-        whole = torch.cat([t.detach() for t in tensors])
-        for tensor, view in zip(tensors, whole.split([len(t) for t in tensors]), strict=True):
-            tensor.data = view
         label = f"{name}_{what}"
-        setattr(module, label, torch.nn.Parameter(whole, requires_grad=False))
+        merged[label] = [str(part.target) for part in parts]
+        join(module, merged[label], label)
         with graph.inserting_before(parts[0]):
             node = graph.get_attr(label)
         with torch.no_grad():
@@ -79,3 +85,4 @@ def _merge(module: fx.GraphModule, nodes: list[fx.Node], name: str) -> None:
         node.replace_all_uses_with(part)
         graph.erase_node(node)
         begin += n
+    return merged

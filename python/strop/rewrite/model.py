@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from .. import _C
-from . import packed, registry
-from .capture import B, Captured, CaptureError, L, capture, clean, difference, roles
+from . import cache, packed, registry
+from .capture import CHECKED_AT, Answers, B, Captured, CaptureError, L, capture, clean, difference, roles
 from .devices import on_one_device
 from .graphs import Graphs, run_as_it_is
 from .merge import merge_linears
@@ -28,7 +29,7 @@ from .plan import Plan, Stale
 from .quick import Quick
 from .ragged import Padded, split
 from .registry import Outcome
-from .weights import Weights, places_of
+from .weights import Place, Weights, places_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -54,6 +55,7 @@ class Program:
     calls: int = 0
     padded_calls: int = 0  # of these, by the padded graph though there is one for real tokens
     weights: Weights | None = None  # what it was made of
+    lines: Any = None  # of a report, where they were read from the cache
 
 
 class Forward:
@@ -287,12 +289,49 @@ class Forward:
             for name in ("output_attentions", "output_hidden_states"):
                 if fixed.get(name, getattr(config, name, False)):
                     raise CaptureError(f"{name} asks for what lies inside the layers")
-            self._capture(program, tensors, fixed)
+            kept = cache.Entry.of(self, tensors, fixed)
+            if not self._read(program, kept, tensors, fixed):
+                self._capture(program, tensors, fixed, kept)
         except CaptureError as error:
             program.why_eager = str(error)
         return program
 
-    def _capture(self, program: Program, tensors: Mapping[str, Tensor], fixed: Mapping[str, Any]) -> None:
+    def _read(
+        self, program: Program, kept: cache.Entry | None, tensors: Mapping[str, Tensor], fixed: Mapping[str, Any]
+    ) -> bool:
+        """A program that an earlier process has captured; it is compared with the module once."""
+        found = kept.read(self.model, self.dtype) if kept is not None else None
+        if kept is None or found is None:
+            return False
+
+        def in_its_dtype(**given: Any) -> Any:
+            result = self.original(**{n: v.to(tensors[n].dtype) if n in tensors else v for n, v in given.items()})
+            return pytree.tree_map(lambda t: self._converted(t) if isinstance(t, Tensor) else t, result)
+
+        device = next(iter(tensors.values())).device
+        forward = self.original
+        if self.dtype is not None:
+            forward, tensors_given = in_its_dtype, {name: self._converted(t) for name, t in tensors.items()}
+        else:
+            tensors_given = dict(tensors)
+        answers = Answers(forward, tensors_given, fixed, sizes=CHECKED_AT[1:])
+        try:
+            if found.packed is not None:
+                wrong = _packed_difference(found.captured, found.packed, answers)
+            else:
+                wrong = difference(found.captured, answers)
+        except Exception as error:
+            wrong = str(error)
+        if wrong:
+            kept.remove()
+            return False
+        program.outcome, program.why_padded, program.lines = found.outcome, found.why_padded, found.lines
+        self._use(program, found.captured, found.packed, places_of(self.model), device)
+        return True
+
+    def _capture(
+        self, program: Program, tensors: Mapping[str, Tensor], fixed: Mapping[str, Any], kept: cache.Entry | None
+    ) -> None:
         model, forward = self.model, self.original
         places = places_of(self.model)
         if self.dtype is not None:
@@ -300,45 +339,60 @@ class Forward:
             forward = functools.partial(type(model).forward, model)
             tensors = {name: self._converted(t) for name, t in tensors.items()}
         captured = capture(model, forward, tensors, fixed)
-        on_one_device(captured.module, captured.own)
+        on_one_device(captured.module, captured.origins)
         clean(captured.module.graph)
         plain = fx.Graph()
         plain.output(plain.graph_copy(captured.module.graph, {}))
         outcome = registry.rewrite(captured.module.graph)
         if self.dtype is not None:
-            merge_linears(captured.module)
+            captured.merged = merge_linears(captured.module)
         captured.module.recompile()
-        wrong = difference(captured, forward, tensors, fixed)
+        answers = Answers(forward, tensors, fixed)
+        wrong = difference(captured, answers)
         if wrong:
             captured.module.graph = plain
             captured.module.recompile()
-            again = difference(captured, forward, tensors, fixed)
+            again = difference(captured, answers)
             if again:
                 raise CaptureError(f"the captured graph does not do what the module does: {again}")
             captured.notes.append(f"nothing was replaced, as the rewritten graph is not what was captured: {wrong}")
             outcome = Outcome({}, {})
-        _plan(captured, forward, tensors, fixed)
+            captured.merged = {}
+        _plan(captured, answers)
+        runner = None
         if self.ragged:
-            runner, program.why_padded = _packed(captured, forward, tensors, fixed)
-            if runner is not None:
-                runner.graphs = self._graphs_of(next(iter(tensors.values())).device)
-            program.packed = runner
+            runner, program.why_padded = _packed(captured, answers)
+        program.outcome = outcome
+        self._use(program, captured, runner, places, next(iter(tensors.values())).device)
+        if kept is not None:
+            kept.write(program)
+
+    def _use(
+        self,
+        program: Program,
+        captured: Captured,
+        runner: packed.Runner | None,
+        places: list[Place],
+        device: torch.device,
+    ) -> None:
+        """Has a program's calls run a graph."""
+        if runner is not None:
+            runner.graphs = self._graphs_of(device)
+        program.packed = runner
         # What has to be there still is the model's own, whose contents matter where they were copied.
         copied = self.dtype is not None
         program.weights = Weights(places if copied else captured.shared, copied)
-        program.captured, program.outcome = captured, outcome
+        program.captured = captured
         program.quick = Quick.of(program.packed, captured.names, program.weights)
 
 
-def _plan(
-    captured: Captured, forward: Callable[..., Any], tensors: Mapping[str, Tensor], fixed: Mapping[str, Any]
-) -> None:
+def _plan(captured: Captured, answers: Answers) -> None:
     """Makes a checked graph a plan, which is checked as well; the graph stays where that does not work."""
     if not _plans_run_on(captured):
         return
     try:
         captured.plan = Plan(captured.module)
-        wrong = difference(captured, forward, tensors, fixed)
+        wrong = difference(captured, answers)
     except Exception as error:
         wrong = str(error)
     if wrong:
@@ -352,9 +406,7 @@ def _plans_run_on(captured: Captured) -> bool:
     return all(tensor.device.type == "cpu" for tensor in tensors)
 
 
-def _packed(
-    captured: Captured, forward: Callable[..., Any], tensors: Mapping[str, Tensor], fixed: Mapping[str, Any]
-) -> tuple[packed.Runner | None, str]:
+def _packed(captured: Captured, answers: Answers) -> tuple[packed.Runner | None, str]:
     """A captured graph for real tokens alone, or why there is none."""
     try:
         ragged = split(captured.module.graph, captured.module, captured.roles)
@@ -372,14 +424,8 @@ def _packed(
     wrong = ""
     for given in (plans, {}):
         runner = packed.Runner(ragged, captured.names, given)
-
-        def call(tensors: Mapping[str, Tensor], runner: packed.Runner = runner) -> Any:
-            ordered = captured.ordered(tensors)
-            tokens = runner.locate(ordered)
-            return captured(tensors) if tokens is None else captured.result_of(runner(tokens, ordered))
-
         try:
-            wrong = difference(captured, forward, tensors, fixed, call, ragged.mask, ragged.padded)
+            wrong = _packed_difference(captured, runner, answers)
         except Exception as error:
             if not given:
                 raise
@@ -391,11 +437,28 @@ def _packed(
     return None, f"packed tokens do not give what the padded layout gives: {wrong}"
 
 
+def _packed_difference(captured: Captured, runner: packed.Runner, answers: Answers) -> str | None:
+    """As capture.difference, of what runs on real tokens alone."""
+
+    def call(tensors: Mapping[str, Tensor]) -> Any:
+        ordered = captured.ordered(tensors)
+        tokens = runner.locate(ordered)
+        return captured(tensors) if tokens is None else captured.result_of(runner(tokens, ordered))
+
+    return difference(captured, answers, call, runner.ragged.mask, runner.ragged.padded)
+
+
 def _in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy of a module in another dtype."""
     forward = model.__dict__.pop("forward", None)
+    # Converted as they are copied: a copy in the old dtype would be made for nothing.
+    memo: dict[int, Any] = {}
+    for _, _, tensor in places_of(model):
+        if type(tensor) in (Tensor, nn.Parameter) and tensor.is_floating_point():
+            new = tensor.detach().to(dtype, copy=True)
+            memo[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
     try:
-        copied = copy.deepcopy(model).to(dtype)
+        copied = copy.deepcopy(model, memo).to(dtype)
     finally:
         if forward is not None:
             model.__dict__["forward"] = forward

@@ -23,6 +23,7 @@ is: a pattern may return several of its tensors, of which the first is where the
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import types
 import typing
@@ -66,6 +67,7 @@ def value_of(argument: Any) -> Any:
     return argument.meta.get("val") if is_node(argument) else argument
 
 
+@functools.lru_cache(maxsize=4096)
 def operation(target: Any) -> str | None:
     """ATen's name of what a node calls; None where that is not an operator."""
     if isinstance(target, torch._ops.OpOverload):
@@ -148,7 +150,7 @@ class Pattern:
         if self.outputs[0].op == "placeholder":
             raise PatternError(f"pattern {self.name} computes nothing: it returns its parameter {self.outputs[0].name}")
 
-    @property
+    @functools.cached_property
     def anchor(self) -> str | None:
         return operation(self.outputs[0].target)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from .. import _C
-from .lower import Given, Position, Unsupported, lower
+from .lower import Given, Lowered, Position, Unsupported, lower
 
 __all__ = ["Plan", "Stale", "Unsupported"]
 
@@ -25,9 +25,10 @@ class Plan:
     threads may call it. Results are new tensors, without a gradient.
     """
 
-    def __init__(self, module: fx.GraphModule, part: bool = False) -> None:
-        """Unsupported says why a graph cannot be a plan. `part` is as in lower()."""
-        lowered = lower(module, part)
+    def __init__(self, module: fx.GraphModule, part: bool = False, lowered: Lowered | None = None) -> None:
+        """Unsupported says why a graph cannot be a plan. `part` is as in lower(), whose result may be given."""
+        lowered = lowered or lower(module, part)
+        self.lowered = lowered
         self.module = module  # for calls that PyTorch's dispatcher has to see
         self.text = lowered.text
         self.native = lowered.native  # names of the graph's nodes that strop computes itself

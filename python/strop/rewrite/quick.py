@@ -36,6 +36,7 @@ class Quick:
         self.refuses = (ragged.wants_first, ragged.wants_whole)
         self.by_size = ragged.by_size if runner.has_sized else None
         self.tokens = _C.tokens_load()
+        self.last: Any = None  # the graph of the last call, for the kinds of its results
 
     @classmethod
     def of(cls, runner: Runner | None, names: Sequence[str], weights: Weights) -> Quick | None:
@@ -68,7 +69,7 @@ class Quick:
             graphs.enter()
             weights = self.weights.capsule
             if runner.mask is not None:
-                located = _C.tokens_locate(self.tokens, tensors[runner.mask], batch, length, weights)
+                located = _C.tokens_locate(self.tokens, tensors[runner.mask], batch, length, weights, self.last)
                 if located is None or located is NotImplemented:
                     return None
                 count, longest, without_first, with_holes = located
@@ -89,6 +90,7 @@ class Quick:
             if unpacked is None or unpacked is NotImplemented:
                 return None
             graphs.replayed += 1
+            self.last = found.quick
         if runner.after is not None:
             if len(runner.after) == len(unpacked) and runner.after_is_rows:
                 return unpacked

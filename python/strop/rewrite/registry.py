@@ -38,6 +38,11 @@ def version() -> int:
     return _version
 
 
+def has_user_rules() -> bool:
+    """Whether there are rules of replace_pattern."""
+    return bool(_users)
+
+
 def replace_pattern(
     pattern: Callable[..., Any],
     replacement: Callable[..., Any],

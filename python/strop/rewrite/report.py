@@ -48,6 +48,7 @@ class Graph:
     ragged: bool = False  # whether real tokens alone are computed
     layout: str = ""  # the same in words, with why not and when not
     padded_calls: int = 0  # of these, the calls that needed the padded layout all the same
+    cached: bool = False  # whether it was read from the cache on disk, not captured
 
 
 @dataclass
@@ -75,7 +76,8 @@ class Report:
         parts = [f"{self.model}: {len(self.graphs)} captured"]
         parts += [f"  {option}" for option in self.options]
         for graph in self.graphs:
-            parts.append(f"  {graph.call} ({graph.calls} calls)")
+            cached = ", from the cache" if graph.cached else ""
+            parts.append(f"  {graph.call} ({graph.calls} calls{cached})")
             if graph.why_eager:
                 parts.append(f"    not captured: {graph.why_eager}")
                 continue
@@ -101,7 +103,8 @@ class Report:
         parts = [f"<p><b>{html.escape(self.model)}</b>{'' if self.optimized else ': not optimized'}</p>"]
         parts += [f"<p>{html.escape(option)}</p>" for option in self.options]
         for graph in self.graphs:
-            parts.append(f"<p><code>{html.escape(graph.call)}</code>, {graph.calls} calls</p>")
+            cached = ", from the cache" if graph.cached else ""
+            parts.append(f"<p><code>{html.escape(graph.call)}</code>, {graph.calls} calls{cached}</p>")
             if graph.why_eager:
                 parts.append(f"<p>not captured: {html.escape(graph.why_eager)}</p>")
                 continue
@@ -133,7 +136,10 @@ def _device(node: fx.Node) -> str:
     return value.device.type if isinstance(value, Tensor) else "cpu"
 
 
-def _lines(program: Program) -> tuple[list[Line], list[Line]]:
+def lines_of(program: Program) -> tuple[list[Line], list[Line]]:
+    """What is replaced, and what is left to PyTorch."""
+    if program.lines is not None:
+        return program.lines
     assert program.captured is not None
     replaced: Counter[tuple[str, str]] = Counter()
     left: Counter[str] = Counter()
@@ -208,7 +214,8 @@ def report(model: nn.Module) -> Report:
     for program in forward.programs.values():
         graph = Graph(program.call, program.calls, why_eager=program.why_eager)
         if program.captured is not None:
-            graph.replaced, graph.left = _lines(program)
+            graph.replaced, graph.left = lines_of(program)
+            graph.cached = program.lines is not None
             graph.notes = list(program.captured.notes)
             graph.layout = _layout(program)
             graph.ragged, graph.padded_calls = program.packed is not None, program.padded_calls

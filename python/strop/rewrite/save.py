@@ -82,7 +82,8 @@ def save_plan(
         model: a module in eval mode, on the CPU.
         path: the file, in the safetensors format: the weights by their names in the module, the programs in the
             metadata. It is there once it is whole.
-        example_args, example_kwargs: a call of the model. Its tensors become the inputs, what else it has is fixed.
+        *example_args: a call of the model. Its tensors become the inputs, what else it has is fixed.
+        **example_kwargs: the same by name.
 
     Returns:
         The file, loaded, to be called with tensors by their names.

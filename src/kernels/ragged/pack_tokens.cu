@@ -7,10 +7,10 @@
 namespace strop::ragged {
 namespace {
 
-constexpr std::int64_t kBlocksPerMultiprocessor = 8;
+constexpr std::int64_t kBlocksPerMultiprocessor = 16;
 
 // The most of which every row of x and out is a whole number, from a multiple of them on.
-int unit_bytes(const TokenInput& in) {
+int unit_bytes(const TokenPart& in) {
   const auto all = reinterpret_cast<std::uintptr_t>(in.x) | reinterpret_cast<std::uintptr_t>(in.out) |
                    static_cast<std::uintptr_t>(in.stride_row) | static_cast<std::uintptr_t>(in.row_bytes);
   int unit = 16;
@@ -20,20 +20,21 @@ int unit_bytes(const TokenInput& in) {
 
 }  // namespace
 
-Status run_cuda(const PackTokens& p, void* stream) {
+Status run_cuda(const MoveTokens& p, void* stream) {
   const DeviceInfo* device;
   if (Status s = current_device_info(&device); !s.ok()) return s;
   PackArgs args;
   args.p = p;
-  args.starts_blocks = static_cast<int>(p.most / kPackThreads + 1);  // of most + 1 numbers
+  args.starts_blocks = p.cu_out != nullptr ? static_cast<int>(p.most / kPackThreads + 1) : 0;  // of most + 1 numbers
   int blocks = args.starts_blocks;
-  for (int k = 0; k < p.inputs; ++k) {
-    args.unit[k] = unit_bytes(p.input[k]);
-    args.units[k] = p.input[k].row_bytes / args.unit[k];
-    const std::int64_t wanted = (p.count * args.units[k] + kPackThreads - 1) / kPackThreads;
+  for (int k = 0; k < p.parts; ++k) {
+    args.unit[k] = unit_bytes(p.part[k]);
+    args.units[k] = p.part[k].row_bytes / args.unit[k];
+    const std::int64_t wanted = (p.part[k].count * args.units[k] + kPackThreads - 1) / kPackThreads;
     args.blocks[k] = static_cast<int>(std::min(wanted, kBlocksPerMultiprocessor * device->multiprocessors));
     blocks += args.blocks[k];
   }
+  if (blocks == 0) return {};
   LaunchConfig config;
   config.grid = static_cast<unsigned>(blocks);
   config.block = kPackThreads;

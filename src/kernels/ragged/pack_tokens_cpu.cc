@@ -1,4 +1,4 @@
-// A call's tokens where a graph reads them, on the CPU.
+// A call's tokens where a graph reads them, and its results from there, on the CPU.
 #include <cstdint>
 #include <cstring>
 
@@ -6,13 +6,18 @@
 
 namespace strop::ragged {
 
-Status run_cpu(const PackTokens& p) {
-  for (std::int64_t i = 0; i <= p.most; ++i) p.start(i);
-  for (int k = 0; k < p.inputs; ++k) {
-    const TokenInput& in = p.input[k];
-    for (std::int64_t t = 0; t < p.count; ++t) {
-      const char* const from = in.x + p.row(in, t) * in.stride_row;
-      std::memcpy(in.out + t * in.row_bytes, from, static_cast<std::size_t>(in.row_bytes));
+Status run_cpu(const MoveTokens& p) {
+  for (std::int64_t i = 0; p.cu_out != nullptr && i <= p.most; ++i) p.start(i);
+  for (int k = 0; k < p.parts; ++k) {
+    const TokenPart& part = p.part[k];
+    const auto bytes = static_cast<std::size_t>(part.row_bytes);
+    for (std::int64_t i = 0; i < part.count; ++i) {
+      const std::int64_t row = p.row(part, i);
+      if (row >= 0 && row < part.x_rows) {
+        std::memcpy(part.out + i * part.row_bytes, part.x + row * part.stride_row, bytes);
+      } else {
+        std::memset(part.out + i * part.row_bytes, 0, bytes);
+      }
     }
   }
   return {};

@@ -31,7 +31,7 @@ void check(const Backend& backend, Random& random, std::int64_t sequences, std::
   });
   Tensor expected_cu = cu_out, expected_first = first_out;
   const TensorView a = expected_cu.host(), b = expected_first.host();
-  PackTokens p;
+  MoveTokens p;
   p.sequences = sequences, p.most = most, p.count = count;
   p.cu = integers(cu.host());
   p.cu_out = static_cast<std::int32_t*>(a.data), p.first_out = static_cast<std::int32_t*>(b.data);
@@ -106,7 +106,7 @@ void check_tokens(const Backend& backend, Random& random, std::int64_t sequences
   });
   const auto count = static_cast<std::int64_t>(real.size());
   std::vector<Input> inputs;
-  for (int k = static_cast<int>(random.integer(1, kMostInputs)); k > 0; --k) {
+  for (int k = static_cast<int>(random.integer(1, kMostParts)); k > 0; --k) {
     constexpr DType kDtypes[] = {DType::kInt64, DType::kInt32, DType::kFloat16, DType::kBool, DType::kFloat32};
     const DType dtype = random.pick(kDtypes);
     const bool repeated = random.chance(0.3);
@@ -121,7 +121,9 @@ void check_tokens(const Backend& backend, Random& random, std::int64_t sequences
   // What is expected is said without the oracle's own loops: the numbers are in `real`.
   const UseBackend use(backend);
   std::vector<TokenRows> given;
-  for (Input& in : inputs) given.push_back({in.x.on(backend), in.out.on(backend), in.repeated});
+  for (Input& in : inputs)
+    given.push_back(
+        {in.x.on(backend), in.out.on(backend), in.repeated ? TokenRows::Kind::kRepeated : TokenRows::Kind::kTokens});
   const Status status = pack_tokens(given, dense && random.chance(0.5) ? TensorView{} : rows.on(backend),
                                     cu.on(backend), count, cu_out.on(backend), first_out.on(backend));
   ASSERT_TRUE(status.ok()) << status.message();
@@ -149,6 +151,58 @@ TEST(PackTokensSmall, Inputs) {
       for (int repetition = 0; repetition < 6; ++repetition)
         check_tokens(backend, random, random.integer(1, 9), random.integer(1, 40), dense);
     }
+  }
+}
+
+// Places that padding has, results of sequences, and a packed batch without padding.
+TEST(PackTokensSmall, Results) {
+  Random random(114);
+  for (const Backend& backend : all_backends()) {
+    for (bool dense : {false, true}) {
+      const std::int64_t places = 37, sequences = 5, n = 12, wide = 64;
+      Tensor where(DType::kInt32, {places}), tokens(DType::kFloat16, {places + 3, n}),
+          firsts(DType::kFloat32, {8, wide});
+      where.fill([&](std::int64_t i) { return i % 3 == 0 ? -1.0 : static_cast<double>(i / 2); });
+      for (Tensor* x : {&tokens, &firsts})
+        x->fill([&](std::int64_t) { return static_cast<double>(random.integer(1, 127)); });
+      Tensor out(DType::kFloat16, {places, n}), pooled(DType::kFloat32, {sequences, wide});
+      const UseBackend use(backend);
+      const TokenRows results[] = {{tokens.on(backend), out.on(backend)},
+                                   {firsts.on(backend), pooled.on(backend), TokenRows::Kind::kPlain}};
+      const Status status = unpack_tokens(results, dense ? TensorView{} : where.on(backend));
+      ASSERT_TRUE(status.ok()) << backend << ": " << status.message();
+      synchronize(backend);
+      for (Tensor* tensor : {&tokens, &firsts, &out, &pooled}) tensor->fetch();
+      tokens.expect_unchanged("tokens"), firsts.expect_unchanged("firsts");
+      for (std::int64_t i = 0; i < places * n; ++i) {
+        const std::int64_t place = i / n, row = dense ? place : place % 3 == 0 ? -1 : place / 2;
+        ASSERT_EQ(out.get(i), row < 0 ? 0.0 : tokens.get(row * n + i % n)) << backend << " " << i;
+      }
+      for (std::int64_t i = 0; i < sequences * wide; ++i)
+        ASSERT_EQ(pooled.get(i), firsts.get(i)) << backend << " " << i;
+    }
+  }
+}
+
+TEST(PackTokensSmall, BadResults) {
+  for (const Backend& backend : device_backends()) {
+    const auto message = [&](std::int64_t rows, std::int64_t places, bool numbered, TokenRows::Kind kind) {
+      const UseBackend use(backend);
+      Tensor where(DType::kInt32, {4}), x(DType::kInt32, {rows, 2}), out(DType::kInt32, {places, 2});
+      where.fill([](std::int64_t i) { return static_cast<double>(i); });
+      const TokenRows result = {x.on(backend), out.on(backend), kind};
+      const Status status = unpack_tokens({&result, 1}, numbered ? where.on(backend) : TensorView{});
+      synchronize(backend);
+      out.fetch();
+      out.expect_unchanged("out");
+      return status.message();
+    };
+    using Kind = TokenRows::Kind;
+    EXPECT_EQ(message(4, 5, true, Kind::kTokens), "out: expected a row for each of where's 4 places, got (5, 2)");
+    EXPECT_EQ(message(4, 5, false, Kind::kTokens), "x: expected a row for each of 5 tokens, got (4, 2)");
+    EXPECT_EQ(message(4, 5, true, Kind::kPlain), "x: expected a row for each of 5 of out, got (4, 2)");
+    EXPECT_EQ(message(4, 4, true, Kind::kRepeated),
+              "results: expected rows of tokens or plain ones, got repeated ones");
   }
 }
 
