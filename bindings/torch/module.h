@@ -27,6 +27,20 @@ enum class Read { kOk, kError, kDispatch };
 // A plain tensor as DLPack has it, valid for as long as the object. kDispatch: one that only the dispatcher
 // understands.
 Read read_dltensor(PyObject* object, const char* name, DLTensor& t);
+
+// What it says, as a view of the core or a plan's tensor, which have room for its dimensions.
+template <class View>
+void fill(View& view, const DLTensor& t) {
+  view.data = static_cast<char*>(t.data) + t.byte_offset;
+  view.dtype = dtype_of(t.dtype);
+  view.device = t.device.device_type == kDLCPU    ? DeviceType::kCpu
+                : t.device.device_type == kDLCUDA ? DeviceType::kCuda
+                                                  : DeviceType::kOther;
+  view.device_index = t.device.device_id;
+  view.rank = t.ndim;
+  for (int i = 0; i < t.ndim; ++i) view.shape[i] = t.shape[i], view.strides[i] = t.strides[i];
+}
+
 // The same as a view of at most kMaxRank dimensions; more are an error.
 Read read_tensor(PyObject* object, const char* name, TensorView& view);
 
