@@ -10,7 +10,7 @@ if(NOT STROP_HUB_ID)
 endif()
 
 # What they are compiled from; tools/assemble_hub reads it here.
-set(strop_hub_bindings "bindings/torch/(build_info|execute|module|ops|tensors)[.](cc|h)")
+set(strop_hub_bindings "bindings/torch/[^/]+")
 set(strop_hub_api "include/strop/(launch|losses|parallel|status|tensor_view)[.]h|src/losses[.]cc")
 set(strop_hub_kernels "src/(base|kernels/policy_loss|kernels/reverse_kl)/.*")
 

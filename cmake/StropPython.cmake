@@ -35,7 +35,7 @@ function(strop_binding target)
   if(STROP_WITH_CUDA)
     target_link_libraries(${target} PRIVATE CUDA::cudart_static)
   endif()
-  target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR}/src)
+  target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/bindings/torch)
   target_include_directories(
     ${target} SYSTEM PRIVATE ${STROP_TORCH_DIR}/include ${STROP_TORCH_DIR}/include/torch/csrc/api/include
                              ${STROP_PYTHON_INCLUDE_DIR} ${STROP_PYTHON_INCLUDE_DIR}/..)

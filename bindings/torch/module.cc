@@ -101,20 +101,8 @@ Read read_tensor(PyObject* object, const char* name, TensorView& view) {
     PyErr_Format(PyExc_ValueError, "%s: expected at most %d dimensions, got %d", name, kMaxRank, t.ndim);
     return Read::kError;
   }
-  view.data = static_cast<char*>(t.data) + t.byte_offset;
-  view.dtype = dtype_of(t.dtype);
-  view.device = t.device.device_type == kDLCPU    ? DeviceType::kCpu
-                : t.device.device_type == kDLCUDA ? DeviceType::kCuda
-                                                  : DeviceType::kOther;
-  view.device_index = t.device.device_id;
-  view.rank = t.ndim;
-  bool empty = false;
-  for (int i = 0; i < t.ndim; ++i) {
-    view.shape[i] = t.shape[i];
-    view.strides[i] = t.strides[i];
-    empty |= t.shape[i] == 0;
-  }
-  if (empty) view.data = &nothing;
+  fill(view, t);
+  if (view.numel() == 0) view.data = &nothing;
   return Read::kOk;
 }
 

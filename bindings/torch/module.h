@@ -27,6 +27,20 @@ enum class Read { kOk, kError, kDispatch };
 // A plain tensor as DLPack has it, valid for as long as the object. kDispatch: one that only the dispatcher
 // understands.
 Read read_dltensor(PyObject* object, const char* name, DLTensor& t);
+
+// What it says, as a view of the core or a plan's tensor, which have room for its dimensions.
+template <class View>
+void fill(View& view, const DLTensor& t) {
+  view.data = static_cast<char*>(t.data) + t.byte_offset;
+  view.dtype = dtype_of(t.dtype);
+  view.device = t.device.device_type == kDLCPU    ? DeviceType::kCpu
+                : t.device.device_type == kDLCUDA ? DeviceType::kCuda
+                                                  : DeviceType::kOther;
+  view.device_index = t.device.device_id;
+  view.rank = t.ndim;
+  for (int i = 0; i < t.ndim; ++i) view.shape[i] = t.shape[i], view.strides[i] = t.strides[i];
+}
+
 // The same as a view of at most kMaxRank dimensions; more are an error.
 Read read_tensor(PyObject* object, const char* name, TensorView& view);
 
@@ -35,17 +49,17 @@ PyObject* tensor_from_handle(void* handle);
 // A new AtenTensorHandle of a tensor's, or null with an exception.
 void* handle_from_tensor(PyObject* tensor);
 
-// plan.cc
+// inference/plan.cc
 PyObject* plan_load(PyObject*, PyObject* const* args, Py_ssize_t n);
 PyObject* plan_run(PyObject*, PyObject* const* args, Py_ssize_t n);
 PyObject* plan_kept_bytes(PyObject*, PyObject* plan);
 
-// plan_file.cc
+// inference/plan_file.cc
 PyObject* plan_missing(PyObject*, PyObject* text);
 PyObject* model_load(PyObject*, PyObject* path);
 PyObject* model_run(PyObject*, PyObject* const* args, Py_ssize_t n);
 
-// weights.cc
+// inference/weights.cc
 PyObject* weights_load(PyObject*, PyObject* const* args, Py_ssize_t n);
 PyObject* weights_same(PyObject*, PyObject* capsule);
 // The same for C++: 1, 0, or -1 with an exception.
@@ -53,10 +67,10 @@ int weights_unchanged(PyObject* capsule);
 // Whether what was made of them has copies, so that their contents matter; -1 with an exception.
 int weights_are_copies(PyObject* capsule);
 
-// look.cc
+// inference/look.cc
 PyObject* call_look(PyObject*, PyObject* const* args, Py_ssize_t n);
 
-// replay.cc
+// inference/replay.cc
 PyObject* tokens_load(PyObject*, PyObject*);
 PyObject* tokens_locate(PyObject*, PyObject* const* args, Py_ssize_t n);
 PyObject* replay_load(PyObject*, PyObject* const* args, Py_ssize_t n);

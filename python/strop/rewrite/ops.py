@@ -1,6 +1,6 @@
 """The operators that a rewritten model calls, each with an implementation in plain PyTorch.
 
-They say what the kernels have to compute. A kernel registered for CPU or CUDA (bindings/torch/inference_ops.cc) takes
+They say what the kernels have to compute. A kernel registered for CPU or CUDA (bindings/torch/inference) takes
 the place of the one here, which stays as the fallback of every other device and for what the kernel does not take:
 float64, and what `kernel_refuses` lists. All are functional but those with an argument named …out: no argument is
 written, no result shares an argument's memory. Inputs may have any strides. Where nothing else is said, a result has

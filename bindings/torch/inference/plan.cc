@@ -214,17 +214,7 @@ Read read_tensor(PyObject* object, Value& value) {
     PyErr_Format(PyExc_ValueError, "expected at most %d dimensions, got %d", runtime::kMostDimensions, dl.ndim);
     return Read::kError;
   }
-  t.data = static_cast<char*>(dl.data) + dl.byte_offset;
-  t.dtype = dtype_of(dl.dtype);
-  t.device = dl.device.device_type == kDLCPU    ? DeviceType::kCpu
-             : dl.device.device_type == kDLCUDA ? DeviceType::kCuda
-                                                : DeviceType::kOther;
-  t.device_index = dl.device.device_id;
-  t.rank = dl.ndim;
-  for (int d = 0; d < dl.ndim; ++d) {
-    t.shape[d] = dl.shape[d];
-    t.strides[d] = dl.strides[d];
-  }
+  fill(t, dl);
   if (t.numel() == 0) t.data = &runtime::nothing;
   return Read::kOk;
 }

@@ -1,4 +1,4 @@
-// What the operators of rewritten models (inference_*.cc) share: calls of other operators, views and new tensors.
+// What the operators of rewritten models (this folder) share: calls of other operators, views and new tensors.
 //
 // Their schemas, what they compute and an implementation in PyTorch of each are in python/strop/rewrite/ops.py; a call
 // that a kernel does not take is handed on to that implementation, which has the operator's name with _plain behind it.
@@ -27,7 +27,7 @@ using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 using OperatorLibrary = torch::stable::detail::StableLibrary;  // what STABLE_TORCH_LIBRARY_IMPL gives
 
-// Each file's operators, for inference.cc, which registers them for every backend that has kernels.
+// Each file's operators, for operators.cc, which registers them for every backend that has kernels.
 void implement_norms_and_attention(OperatorLibrary& m);
 void implement_ragged(OperatorLibrary& m);
 void implement_linear(OperatorLibrary& m);

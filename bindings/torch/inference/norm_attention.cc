@@ -1,4 +1,4 @@
-// The kernels of norms, embeddings, rotary embeddings and attention as operators of a rewritten model (inference.h).
+// The kernels of norms, embeddings, rotary embeddings and attention as operators of a rewritten model (operators.h).
 #include <algorithm>
 #include <array>
 #include <cstdint>
@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "execute.h"
-#include "inference.h"
+#include "operators.h"
 #include "strop/attention.h"
 #include "strop/norm.h"
 #include "strop/rotary.h"

@@ -1,4 +1,4 @@
-#include "inference.h"
+#include "operators.h"
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 

@@ -1,4 +1,6 @@
-// The kernels of packing and pooling as operators of a rewritten model (inference.h).
+// The kernels of packing and pooling as operators of a rewritten model (operators.h).
+#include "strop/ragged.h"
+
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -7,9 +9,8 @@
 #include <vector>
 
 #include "execute.h"
-#include "inference.h"
+#include "operators.h"
 #include "strop/pool.h"
-#include "strop/ragged.h"
 #include "tensors.h"
 
 namespace strop::binding {

@@ -33,27 +33,6 @@ PyObject* strings(const std::vector<std::string>& texts) {
   return list;
 }
 
-Read read_view(PyObject* object, const std::string& name, TensorView& view) {
-  DLTensor dl;
-  if (const Read read = read_dltensor(object, name.c_str(), dl); read != Read::kOk) return read;
-  if (dl.ndim > kMaxRank) {
-    PyErr_Format(PyExc_ValueError, "%s: expected at most %d dimensions, got %d", name.c_str(), kMaxRank, dl.ndim);
-    return Read::kError;
-  }
-  view.data = static_cast<char*>(dl.data) + dl.byte_offset;
-  view.dtype = dtype_of(dl.dtype);
-  view.device = dl.device.device_type == kDLCPU    ? DeviceType::kCpu
-                : dl.device.device_type == kDLCUDA ? DeviceType::kCuda
-                                                   : DeviceType::kOther;
-  view.device_index = dl.device.device_id;
-  view.rank = dl.ndim;
-  for (int d = 0; d < dl.ndim; ++d) {
-    view.shape[d] = dl.shape[d];
-    view.strides[d] = dl.strides[d];
-  }
-  return Read::kOk;
-}
-
 // A tensor of PyTorch's with the same contents.
 Status copied(const ModelTensor& from, void** handle) {
   const TensorView& view = from.view();
@@ -129,7 +108,7 @@ PyObject* model_run(PyObject*, PyObject* const* args, Py_ssize_t n) {
   for (std::size_t i = 0; i < views.size(); ++i) {
     PyObject* const object = PyTuple_GetItem(args[1], static_cast<Py_ssize_t>(i));  // borrowed
     const std::string name = i < model->inputs().size() ? model->inputs()[i].name : "an input";
-    const Read read = read_view(object, name, views[i]);
+    const Read read = read_tensor(object, name.c_str(), views[i]);
     if (read == Read::kDispatch) PyErr_Format(PyExc_TypeError, "%s: expected a plain tensor", name.c_str());
     if (read != Read::kOk) return nullptr;
   }

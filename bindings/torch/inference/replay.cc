@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "execute.h"
-#include "inference.h"
 #include "module.h"
+#include "operators.h"
 #include "strop/ragged.h"
 #if STROP_WITH_CUDA
 #include "base/mailbox.h"

@@ -1,8 +1,10 @@
-// Linear layers as operators of a rewritten model (inference.h).
+// Linear layers as operators of a rewritten model (operators.h).
 //
 // Who makes the product: for few rows on CUDA, where weights are all that is read, strop's kernel with the epilogue in
 // it; for more, and on the CPU, the library that PyTorch calls (cuBLASLt, MKL, oneDNN), which takes the bias as well.
 // What follows is then one pass of strop's over the product, in place, and none where there is nothing to do.
+#include "strop/linear.h"
+
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -14,8 +16,7 @@
 
 #include "base/products.h"
 #include "execute.h"
-#include "inference.h"
-#include "strop/linear.h"
+#include "operators.h"
 #include "tensors.h"
 
 namespace strop::binding {
