@@ -42,7 +42,7 @@ def pair(name: str, head: str, layers: int, attention: str = "sdpa") -> tuple[nn
     return strop.optimize_model(make(name, head, layers, attention)), make(name, head, layers, attention)
 
 
-def assert_all_replaced(model: nn.Module, name: str, layers: int, graphs: int) -> None:
+def assert_all_replaced(model: nn.Module, name: str, layers: int, graphs: int, halves: bool = False) -> None:
     report = strop.report(model)
     assert [g.why_eager for g in report.graphs] == [""] * graphs and not report.eager, str(report)
     assert not report.left("linear", "norm"), str(report)
@@ -51,7 +51,9 @@ def assert_all_replaced(model: nn.Module, name: str, layers: int, graphs: int) -
     else:
         assert not report.left("product", "softmax", "attention"), str(report)
         assert report.replaced("attention") == layers * graphs, str(report)
-        assert not any(g.notes for g in report.graphs), str(report)
+        # Of halves a plan may have Python call PyTorch for single operations, which the report says.
+        notes = [note for g in report.graphs for note in g.notes]
+        assert not notes or (halves and all(note.startswith("calls Python") for note in notes)), str(report)
 
 
 @dataclass
@@ -244,6 +246,27 @@ def test_dtype_computes_on_a_copy(dtype: torch.dtype) -> None:
         again, wanted = model(**inputs).last_hidden_state, eager(**inputs).last_hidden_state
     assert float((again - wanted)[real].abs().max() / wanted.abs().max()) < 0.05
     assert "float16" in str(strop.report(model))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_halves_of_every_architecture(name: str, dtype: torch.dtype) -> None:
+    """As near to fp32 as PyTorch's own run in that dtype, 1.1 times, and on the same kernels as in fp32."""
+    model, eager, half = make(name, "Model", 2), make(name, "Model", 2), make(name, "Model", 2).to(dtype)
+    strop.optimize_model(model, dtype=dtype)
+    g = generator("halves", name)
+    squares = torch.zeros(2, dtype=torch.float64)
+    for batch, length in ((5, 13), (3, 31), (8, 24)):
+        inputs = tokens(batch, length, g, mask("right", batch, length, g))
+        real = inputs["attention_mask"].bool()  # at padding ours is 0
+        with torch.no_grad():
+            given, wanted, theirs = (m(**inputs).last_hidden_state[real].double() for m in (model, eager, half))
+        squares += torch.stack([(t - wanted).pow(2).sum() for t in (given, theirs)])
+    ours, plain = squares.sqrt().tolist()
+    assert ours <= 1.1 * plain, (ours, plain)
+    assert_all_replaced(model, name, 2, graphs=1, halves=True)
+    report = strop.report(model)
+    assert ("real tokens alone" in str(report)) == (name != "MPNet" and not name.startswith("DeBERTa")), str(report)
 
 
 def test_without_transformers_strop_imports() -> None:

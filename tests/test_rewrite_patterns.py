@@ -313,6 +313,18 @@ def test_rotary(half: Callable[[Tensor], Tensor]) -> None:
     assert made(lambda m, x, c, s: x * c + half(x + 1) * s, X, cos, sin) == {}
 
 
+@pytest.mark.parametrize("half", [by_slices, by_chunks])
+def test_rotary_in_float32_of_halves(half: Callable[[Tensor], Tensor]) -> None:
+    """Computed in float32 and rounded once, as ModernBERT and Qwen have it; the operator rounds once as well."""
+    x, cos, sin = (t.bfloat16() for t in (X, COS.repeat(3, 1, 1), SIN.repeat(3, 1, 1)))
+    wide = lambda m, x, c, s: (x.float() * c + half(x.float()) * s).to(x.dtype)  # noqa: E731
+    assert made(wide, x, cos, sin) == {"rotary": 1}
+    assert made(lambda m, x, c, s: x.float() * c + half(x.float()) * s, x, cos, sin) == {}
+    double = lambda m, x, c, s: (x.double() * c + half(x.double()) * s).to(x.dtype)  # noqa: E731
+    assert made(double, x, cos, sin) == {}
+    assert "float32" in left(double, x, cos, sin)
+
+
 def test_rotary_of_unequal_parts_is_left() -> None:
     def turned(m: Body, x: Tensor, c: Tensor, s: Tensor) -> Tensor:
         return x * c + torch.cat((-x[..., 6:], x[..., :6]), -1) * s

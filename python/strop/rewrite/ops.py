@@ -270,10 +270,11 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding by halves: x · cos + (−x₂, x₁) · sin, where x = (x₁, x₂) along the last dimension.
 
     x is (…, size) with an even size; cos and sin, of x's dtype or wider, broadcast to it. The result's strides are
-    those of torch.empty_like(x): heads that lie side by side stay so.
+    those of torch.empty_like(x): heads that lie side by side stay so. Rounded once, from float32 at least.
     """
-    first, second = x.chunk(2, -1)
-    return torch.empty_like(x).copy_(x * cos + torch.cat((-second, first), -1) * sin)
+    wide = x if x.dtype == torch.float64 else x.float()
+    first, second = wide.chunk(2, -1)
+    return torch.empty_like(x).copy_(wide * cos + torch.cat((-second, first), -1) * sin)
 
 
 # ---- Linear ---------------------------------------------------------------------------------------------------------
