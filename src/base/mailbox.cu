@@ -1,6 +1,5 @@
 #include <cuda_runtime.h>
 
-#include <algorithm>
 #include <atomic>
 #include <string>
 
@@ -51,17 +50,14 @@ TensorView Mailbox::view() const {
 }
 
 void Mailbox::clear() {
-  std::fill(numbers_, numbers_ + kNumbers, kNothing);
-  std::atomic_thread_fence(std::memory_order_release);
+  for (int i = 0; i < kNumbers; ++i) std::atomic_ref(numbers_[i]).store(kNothing, std::memory_order_release);
 }
 
 // Each number is written whole, in any order.
 bool Mailbox::written() const {
-  const volatile std::int64_t* const seen = numbers_;
   for (int i = 0; i < kNumbers; ++i) {
-    if (seen[i] == kNothing) return false;
+    if (std::atomic_ref(numbers_[i]).load(std::memory_order_acquire) == kNothing) return false;
   }
-  std::atomic_thread_fence(std::memory_order_acquire);
   return true;
 }
 
