@@ -158,3 +158,15 @@ def test_report_as_text_and_as_a_table() -> None:
     table = report._repr_html_()
     assert table.count("<tr>") == 1 + len(report.graphs[0].replaced) + len(report.graphs[0].left)
     assert "<script" not in table and "strop::linear_act" in table
+
+
+def test_what_differs_at_padding_alone_is_no_difference() -> None:
+    from strop.rewrite.capture import _close_but_for_padding
+
+    a = torch.randn(2, 5, 3, generator=generator("padding"))
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 1, 1, 1]])
+    b = torch.where(mask.bool()[..., None], a, a + 1.8)
+    assert _close_but_for_padding(a, b, mask)
+    b[1, 2, 0] += 0.1
+    assert not _close_but_for_padding(a, b, mask)
+    assert not _close_but_for_padding(a, a + 1, None) and not _close_but_for_padding(a[..., 0], b[..., 0], mask)

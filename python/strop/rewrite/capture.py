@@ -33,6 +33,7 @@ Roles = tuple[str | int, ...]  # of each size of a tensor: B, L, or the number t
 CAPTURED_AT = (3, 7)  # batch and length: two sizes that nothing else is likely to have, neither of them 1
 CHECKED_AT = ((1, 5), (4, 10))
 
+
 _lock = threading.RLock()  # hooks into transformers are the process's
 
 
@@ -420,7 +421,7 @@ def difference(
             if a.shape != b.shape or a.dtype != b.dtype:
                 kinds = [f"{t.dtype} {tuple(t.shape)}" for t in (b, a)]
                 return f"on {sizes} result {pytree.keystr(path)} is {kinds[0]}, not {kinds[1]}"
-            if not close(a, b):
+            if not close(a, b) and not _close_but_for_padding(a, b, given.get("attention_mask")):
                 worst = (a.double() - b.double()).abs().max().item()
                 return f"on {sizes} result {pytree.keystr(path)} is off by {worst:.2g}"
     return None
@@ -429,6 +430,17 @@ def difference(
 def brief(error: Exception) -> str:
     text = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {text[0][:200]}"
+
+
+def _close_but_for_padding(a: Tensor, b: Tensor, mask: Tensor | None) -> bool:
+    """Whether results differ at most where padding is.
+
+    What a token of padding gets that sees no real one, as in a sliding window, is PyTorch's choice: on CUDA its kernels
+    for halves and for float32 give different things there.
+    """
+    if mask is None or mask.dim() != 2 or mask.is_floating_point() or a.shape[:2] != mask.shape or a.dim() < 3:
+        return False
+    return close(*(t.masked_fill((mask == 0).view(*mask.shape, *[1] * (t.dim() - 2)), 0) for t in (a, b)))
 
 
 def _without_padding(result: Tensor, mask: Tensor, layout: Any) -> Tensor:
