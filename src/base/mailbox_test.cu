@@ -12,7 +12,7 @@ namespace strop {
 namespace {
 
 __global__ void write_numbers(std::int64_t* numbers, std::int64_t first, int count) {
-  if (threadIdx.x < count) numbers[threadIdx.x] = first + threadIdx.x;
+  if (static_cast<int>(threadIdx.x) < count) numbers[threadIdx.x] = first + threadIdx.x;
 }
 
 TEST(Mailbox, NumbersArrive) {
