@@ -118,7 +118,7 @@ void copy_to(const Backend& backend, void* device, const void* host, std::size_t
   if (backend.cuda()) return expect_success(cudaMemcpy(device, host, bytes, cudaMemcpyHostToDevice), "cudaMemcpy");
 #endif
   (void)backend;
-  std::memcpy(device, host, bytes);
+  if (bytes > 0) std::memcpy(device, host, bytes);  // memcpy takes no null pointer, as empty memory has
 }
 
 void copy_from(const Backend& backend, void* host, const void* device, std::size_t bytes) {
@@ -126,7 +126,7 @@ void copy_from(const Backend& backend, void* host, const void* device, std::size
   if (backend.cuda()) return expect_success(cudaMemcpy(host, device, bytes, cudaMemcpyDeviceToHost), "cudaMemcpy");
 #endif
   (void)backend;
-  std::memcpy(host, device, bytes);
+  if (bytes > 0) std::memcpy(host, device, bytes);
 }
 
 void synchronize(const Backend& backend) {
