@@ -67,6 +67,8 @@ PyObject* raise(const Status& status) {
   return nullptr;
 }
 
+bool is_plain_tensor(PyObject* object) { return reinterpret_cast<PyObject*>(Py_TYPE(object)) == tensor_type; }
+
 Read read_dltensor(PyObject* object, const char* name, DLTensor& t) {
   PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
   if (type != tensor_type && type != parameter_type) {
@@ -379,10 +381,9 @@ PyMethodDef methods[] = {
     {"weights_load", as_method(&weights_load), METH_FASTCALL, nullptr},
     {"weights_same", &weights_same, METH_O, nullptr},
     {"call_look", as_method(&call_look), METH_FASTCALL, nullptr},
-    {"tokens_load", &tokens_load, METH_NOARGS, nullptr},
-    {"tokens_locate", as_method(&tokens_locate), METH_FASTCALL, nullptr},
     {"replay_load", as_method(&replay_load), METH_FASTCALL, nullptr},
-    {"replay_run", as_method(&replay_run), METH_FASTCALL, nullptr},
+    {"quick_load", &quick_load, METH_O, nullptr},
+    {"quick_run", as_method(&quick_run), METH_FASTCALL, nullptr},
 #endif
     {"build_info", &build_info, METH_NOARGS, "What this file was built with and what it finds, as a dict."},
     {nullptr, nullptr, 0, nullptr},

@@ -22,6 +22,9 @@ bool dispatch_mode_active();
 
 DType dtype_of(DLDataType type);
 
+// torch.Tensor itself, no class made of it.
+bool is_plain_tensor(PyObject* object);
+
 enum class Read { kOk, kError, kDispatch };
 
 // A plain tensor as DLPack has it, valid for as long as the object. kDispatch: one that only the dispatcher
@@ -71,9 +74,8 @@ int weights_are_copies(PyObject* capsule);
 PyObject* call_look(PyObject*, PyObject* const* args, Py_ssize_t n);
 
 // inference/replay.cc
-PyObject* tokens_load(PyObject*, PyObject*);
-PyObject* tokens_locate(PyObject*, PyObject* const* args, Py_ssize_t n);
 PyObject* replay_load(PyObject*, PyObject* const* args, Py_ssize_t n);
-PyObject* replay_run(PyObject*, PyObject* const* args, Py_ssize_t n);
+PyObject* quick_load(PyObject*, PyObject* about);
+PyObject* quick_run(PyObject*, PyObject* const* args, Py_ssize_t n);
 
 }  // namespace strop::binding

@@ -69,6 +69,13 @@ Status clear_device_memory(void* p, std::size_t bytes, void* stream) {
   return cuda_status("cudaMemsetAsync", cudaMemsetAsync(p, 0, bytes, static_cast<cudaStream_t>(stream)));
 }
 
+Status stream_is_capturing(void* stream, bool* capturing) {
+  cudaStreamCaptureStatus state = cudaStreamCaptureStatusNone;
+  const cudaError_t error = cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &state);
+  *capturing = state != cudaStreamCaptureStatusNone;
+  return cuda_status("cudaStreamIsCapturing", error);
+}
+
 DeviceGuard::DeviceGuard(int index) {
   int current = -1;
   status_ = cuda_status("cudaGetDevice", cudaGetDevice(&current));

@@ -28,6 +28,9 @@ Status current_device_info(const DeviceInfo** info);
 // Sets bytes to 0, on the stream.
 Status clear_device_memory(void* p, std::size_t bytes, void* stream);
 
+// Whether work on the stream is recorded into a CUDA graph instead of being done.
+Status stream_is_capturing(void* stream, bool* capturing);
+
 // Makes `index` the calling thread's device for as long as it lives.
 class DeviceGuard {
  public:

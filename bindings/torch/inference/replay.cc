@@ -1,5 +1,6 @@
-// A call of a packed model by its CUDA graph: where the tokens are, into the graph's memory, the replay, and results
-// out of it. strop/rewrite/packed.py decides which graph; between that, no Python and no dispatcher.
+// A repeated call of a packed model by its CUDA graph: where the tokens are, which graph, into its memory, the replay,
+// and results out of it. strop/rewrite/packed.py does the same for any call, in many times the time: where something is
+// not as expected here, the call is left to it.
 //
 // On the CPU everything is the same but that nothing has to be waited for, so that it is tested there, with a callable
 // in the place of the graph's replay.
@@ -12,42 +13,35 @@
 
 #include "execute.h"
 #include "module.h"
-#include "operators.h"
 #include "strop/ragged.h"
+#include "tensors.h"
 #if STROP_WITH_CUDA
+#include "base/device.h"
 #include "base/mailbox.h"
 #endif
 
 namespace strop::binding {
 namespace {
 
-constexpr const char* kTokens = "strop.tokens";
 constexpr const char* kReplay = "strop.replay";
+constexpr const char* kQuick = "strop.quick";
 
-// An AtenTensorHandle that is ours.
-class Held {
- public:
-  Held() = default;
-  explicit Held(void* handle) : handle_(handle) {}
-  Held(Held&& other) noexcept : handle_(other.release()) {}
-  Held& operator=(Held&& other) noexcept {
-    if (this != &other) {
-      delete_tensor(handle_);
-      handle_ = other.release();
-    }
-    return *this;
-  }
-  ~Held() { delete_tensor(handle_); }
-  AtenTensorHandle get() const { return static_cast<AtenTensorHandle>(handle_); }
-  void* release() {
-    void* const handle = handle_;
-    handle_ = nullptr;
-    return handle;
-  }
-
- private:
-  void* handle_ = nullptr;
+struct DeleteTensor {
+  void operator()(void* handle) const { delete_tensor(handle); }
 };
+using Held = std::unique_ptr<void, DeleteTensor>;  // an AtenTensorHandle that is ours
+
+AtenTensorHandle handle_of(const Held& held) { return static_cast<AtenTensorHandle>(held.get()); }
+
+struct Release {
+  void operator()(PyObject* object) const { Py_XDECREF(object); }
+};
+using Object = std::unique_ptr<PyObject, Release>;  // a reference that is ours
+
+Object borrowed(PyObject* object) {
+  Py_XINCREF(object);
+  return Object(object);
+}
 
 // A row-major tensor on a view's device.
 Status make(const TensorView& like, std::int32_t dtype, const std::int64_t* sizes, int rank, Held* made, void** data) {
@@ -63,7 +57,7 @@ Status make(const TensorView& like, std::int32_t dtype, const std::int64_t* size
                                cuda ? like.device_index : 0, &handle) != AOTI_TORCH_SUCCESS) {
     return Status(StatusCode::kRuntimeError, "PyTorch could not allocate " + std::to_string(stride) + " elements");
   }
-  *made = Held(handle);
+  made->reset(handle);
   *data = &nothing;
   if (stride > 0) aoti_torch_get_data_ptr(handle, data);
   return {};
@@ -110,7 +104,7 @@ struct Tokens {
       room = wanted;
     }
     void* data = nullptr;
-    aoti_torch_get_data_ptr(memory.get(), &data);
+    aoti_torch_get_data_ptr(handle_of(memory), &data);
     auto* const first = static_cast<std::int32_t*>(data);
     rows = vector_view(mask, first, DType::kInt32, places);
     where = vector_view(mask, first + aligned, DType::kInt32, places);
@@ -118,8 +112,6 @@ struct Tokens {
     return {};
   }
 };
-
-void delete_tokens(PyObject* capsule) { delete static_cast<Tokens*>(PyCapsule_GetPointer(capsule, kTokens)); }
 
 // Between the launch and the wait for what it finds, `meanwhile` is called.
 template <class Meanwhile>
@@ -188,8 +180,8 @@ bool take(PyObject* object, const char* name, Held* handle, TensorView& view) {
     if (PyErr_Occurred() == nullptr) PyErr_Format(PyExc_ValueError, "%s: expected a contiguous tensor", name);
     return false;
   }
-  *handle = Held(handle_from_tensor(object));
-  return handle->get() != nullptr;
+  handle->reset(handle_from_tensor(object));
+  return *handle != nullptr;
 }
 
 // A list of (tensor, flag).
@@ -210,7 +202,7 @@ bool take_all(PyObject* list, const char* name, std::vector<Own>& all, bool outp
     (outputs ? own.sequences : own.repeated) = PyObject_IsTrue(PyTuple_GetItem(entry, 1)) == 1;
     own.row.assign(whole.shape + 1, whole.shape + whole.rank);
     own.view = as_rows(whole, whole.shape[0]);
-    aoti_torch_get_dtype(own.handle.get(), &own.dtype);
+    aoti_torch_get_dtype(handle_of(own.handle), &own.dtype);
     all.push_back(std::move(own));
   }
   return true;
@@ -221,13 +213,14 @@ struct Sizes {
   bool dense() const { return count == batch * length; }
 };
 
-// What a call gives for each of the graph's inputs; false where one is not as simple as that.
-bool views_of(PyObject* values, const Replay& replay, const Sizes& sizes, std::vector<TokenRows>& rows) {
-  if (!PyTuple_Check(values) || PyTuple_Size(values) != static_cast<Py_ssize_t>(replay.inputs.size())) return false;
-  for (std::size_t i = 0; i < replay.inputs.size(); ++i) {
+// What a call gives for each of the graph's inputs; false where one is not as simple as that, or with an exception.
+bool views_of(const std::vector<PyObject*>& values, const Replay& replay, const Sizes& sizes,
+              std::vector<TokenRows>& rows) {
+  if (values.size() != replay.inputs.size()) return false;
+  for (std::size_t i = 0; i < values.size(); ++i) {
     const Own& own = replay.inputs[i];
     TensorView value;
-    if (read_tensor(PyTuple_GetItem(values, static_cast<Py_ssize_t>(i)), "value", value) != Read::kOk) return false;
+    if (read_tensor(values[i], "value", value) != Read::kOk) return false;
     const std::int64_t n = own.repeated ? sizes.length : sizes.batch * sizes.length;
     if (!is_row_major(value) || value.numel() != n * own.view.shape[1] || value.dtype != own.view.dtype) return false;
     rows.push_back({as_rows(value, n), own.view, own.repeated ? TokenRows::Kind::kRepeated : TokenRows::Kind::kTokens});
@@ -256,7 +249,7 @@ Status fill_results(const Replay& replay, const Sizes& sizes, const TensorView& 
   for (std::size_t i = 0; i < made.size(); ++i) {
     const Own& own = replay.outputs[i];
     TensorView from = own.view, to = own.view;
-    aoti_torch_get_data_ptr(made[i].get(), &to.data);
+    aoti_torch_get_data_ptr(handle_of(made[i]), &to.data);
     to.shape[0] = own.sequences ? sizes.batch : sizes.batch * sizes.length;
     if (!own.sequences) from.shape[0] = sizes.count;
     results.push_back({from, to, own.sequences ? TokenRows::Kind::kPlain : TokenRows::Kind::kTokens});
@@ -264,56 +257,276 @@ Status fill_results(const Replay& replay, const Sizes& sizes, const TensorView& 
   return unpack_tokens(results, sizes.dense() ? TensorView{} : where, stream);
 }
 
-}  // namespace
+// ---- A call ---------------------------------------------------------------------------------------------------------
 
-// () → a capsule for one model on one device.
-PyObject* tokens_load(PyObject*, PyObject*) {
-  auto tokens = std::make_unique<Tokens>();
-  PyObject* const capsule = PyCapsule_New(tokens.get(), kTokens, &delete_tokens);
-  if (capsule != nullptr) static_cast<void>(tokens.release());
-  return capsule;
+// What quick.py's Quick says of a program. All of it is borrowed: that object holds it, where Python's garbage
+// collector sees it.
+struct Quick {
+  PyObject *names, *runner, *graphs, *replays, *acquire, *release, *bucket, *starts, *device;
+  PyObject* load;       // of a replay: makes it one for C++, or says that it is none
+  PyObject* weights;    // capsule
+  PyObject* before;     // numbers of inputs, or what computes the values of the inputs
+  PyObject* by_size;    // whether each value depends on sizes alone; None: none does
+  PyObject* known;      // what gives those
+  PyObject* constants;  // capsule: what they are made of
+  PyObject* after;      // numbers of inputs and results, or what computes the model's results
+  long long mask;       // the number of an input; -1: there is none
+  int refuses_first, refuses_holes;
+
+  Tokens tokens;
+  Object last;  // the capsule of the last call's graph, for the kinds of its results
+
+  // The sizes of the last call, and what depends on them alone.
+  std::vector<std::int64_t> sizes;
+  Object sized;
+};
+
+void delete_quick(PyObject* capsule) { delete static_cast<Quick*>(PyCapsule_GetPointer(capsule, kQuick)); }
+
+// One call of a model at a time, whatever threads they come from.
+class Locked {
+ public:
+  explicit Locked(const Quick& quick) : release_(quick.release), held_(PyObject_CallNoArgs(quick.acquire)) {}
+  ~Locked() {
+    if (held_ == nullptr) return;
+    PyObject *kind, *value, *traceback;  // of an exception that is under way
+    PyErr_Fetch(&kind, &value, &traceback);
+    Object(PyObject_CallNoArgs(release_)).reset();
+    PyErr_Restore(kind, value, traceback);
+  }
+  Locked(const Locked&) = delete;
+  Locked& operator=(const Locked&) = delete;
+  bool held() const { return held_ != nullptr; }
+
+ private:
+  PyObject* release_;
+  Object held_;
+};
+
+struct Inputs {
+  std::vector<PyObject*> tensors;  // borrowed from the call's arguments
+  std::vector<std::int64_t> sizes;
+  TensorView mask;
+};
+
+enum class Done : std::uint8_t { kYes, kNo, kError };  // kNo: not a call for this
+
+Done no_or_error() { return PyErr_Occurred() != nullptr ? Done::kError : Done::kNo; }
+
+Done read_inputs(const Quick& quick, PyObject* given, Inputs& in) {
+  for (Py_ssize_t i = 0; i < PyTuple_Size(quick.names); ++i) {
+    PyObject* const tensor = PyDict_GetItemWithError(given, PyTuple_GetItem(quick.names, i));
+    if (tensor == nullptr) return no_or_error();
+    DLTensor t;
+    if (const Read read = read_dltensor(tensor, "input", t); read != Read::kOk)
+      return read == Read::kError ? Done::kError : Done::kNo;
+    in.tensors.push_back(tensor);
+    in.sizes.push_back(t.ndim);
+    in.sizes.insert(in.sizes.end(), t.shape, t.shape + t.ndim);
+    if (i == quick.mask) {
+      if (t.ndim != 2) return Done::kNo;
+      fill(in.mask, t);
+    }
+  }
+  // The first input's batch and length are the call's.
+  return in.sizes.size() >= 3 && in.sizes[0] >= 2 && in.sizes[1] * in.sizes[2] > 0 ? Done::kYes : Done::kNo;
 }
 
-// (tokens, mask, batch, length, weights, replay) → (tokens, longest sequence, whether a first position is padding,
-// whether there are holes), waited for; None where the weights are other ones, NotImplemented for a mask that is not
-// (batch, length) and plain. The weights are looked at while the device counts, and the results of the replay_run that
-// follows are allocated, which have the kinds that `replay`'s have, any one of the model's, or None.
-PyObject* tokens_locate(PyObject*, PyObject* const* args, Py_ssize_t n) {
-  if (!check_count("tokens_locate", n, 6)) return nullptr;
-  auto* const tokens = static_cast<Tokens*>(PyCapsule_GetPointer(args[0], kTokens));
-  if (tokens == nullptr) return nullptr;
-  const long long batch = PyLong_AsLongLong(args[2]), length = PyLong_AsLongLong(args[3]);
-  if (PyErr_Occurred() != nullptr) return nullptr;
-  const DeviceType device = tokens->mask.device;
-  const int index = tokens->mask.device_index;
-  const Read read = read_tensor(args[1], "mask", tokens->mask);
-  if (read == Read::kError) return nullptr;
-  const TensorView& mask = tokens->mask;
-  if (read == Read::kDispatch || mask.rank != 2 || mask.shape[0] != batch || mask.shape[1] != length ||
-      mask.numel() == 0) {
-    return not_implemented();
+Object as_tuple(const std::vector<PyObject*>& items, const std::vector<Object>& more = {}) {
+  Object tuple(PyTuple_New(static_cast<Py_ssize_t>(items.size() + more.size())));
+  Py_ssize_t at = 0;
+  for (PyObject* item : items) PyTuple_SetItem(tuple.get(), at++, borrowed(item).release());
+  for (const Object& item : more) PyTuple_SetItem(tuple.get(), at++, borrowed(item.get()).release());
+  return tuple;
+}
+
+Object called(PyObject* function, const Object& arguments) {
+  const NoGrad guard;
+  return Object(PyObject_CallObject(function, arguments.get()));
+}
+
+// What the graph's inputs are filled from; `owned` keeps what was computed for that.
+bool read_values(Quick& quick, const Inputs& in, std::vector<Object>& owned, std::vector<PyObject*>& values) {
+  PyObject* own = quick.before;
+  const bool computed = PyTuple_Check(quick.before) == 0;
+  if (computed) {
+    Object results = called(quick.before, as_tuple(in.tensors));
+    if (results == nullptr) return false;
+    owned.emplace_back(PySequence_Tuple(results.get()));
+    own = owned.back().get();
+    if (own == nullptr) return false;
   }
-  if (tokens->room > 0 && (device != mask.device || index != mask.device_index)) return not_implemented();
-  const Replay* replay = nullptr;
-  if (args[5] != Py_None) {
-    replay = static_cast<const Replay*>(PyCapsule_GetPointer(args[5], kReplay));
-    if (replay == nullptr) return nullptr;
+  const auto own_value = [&](Py_ssize_t i) {
+    PyObject* const item = PyTuple_GetItem(own, i);
+    return computed || item == nullptr ? item : in.tensors[static_cast<std::size_t>(PyLong_AsSsize_t(item))];
+  };
+  if (quick.by_size == Py_None) {
+    for (Py_ssize_t i = 0; i < PyTuple_Size(own); ++i) values.push_back(own_value(i));
+    return true;
   }
+  const int same = weights_unchanged(quick.constants);
+  if (same < 0) return false;
+  if (same == 0 || quick.sized == nullptr || quick.sizes != in.sizes) {
+    Object list(PySequence_List(as_tuple(in.tensors).get()));
+    quick.sized.reset(PyObject_CallFunctionObjArgs(quick.known, list.get(), nullptr));
+    if (quick.sized == nullptr) return false;
+    quick.sizes = in.sizes;
+  }
+  owned.push_back(borrowed(quick.sized.get()));  // another call may put others in its place
+  Py_ssize_t next_own = 0, next_sized = 0;
+  for (Py_ssize_t i = 0; i < PyTuple_Size(quick.by_size); ++i) {
+    const bool by_size = PyTuple_GetItem(quick.by_size, i) == Py_True;
+    values.push_back(by_size ? PyTuple_GetItem(owned.back().get(), next_sized++) : own_value(next_own++));
+    if (values.back() == nullptr) return false;
+  }
+  return true;
+}
+
+// Before a graph's memory is written to. kNo: somebody records this thread's work into a graph of their own.
+Done enter(const Quick& quick, const TensorView& like) {
+#if STROP_WITH_CUDA
+  if (like.device == DeviceType::kCuda) {
+    void* stream = nullptr;
+    bool capturing = false;
+    Status status = current_stream(like, &stream);
+    if (status.ok()) status = stream_is_capturing(stream, &capturing);
+    if (!status.ok()) return raise(status), Done::kError;
+    if (capturing) return Done::kNo;
+    const Object last(PyObject_GetAttrString(quick.graphs, "raw_stream"));
+    if (last == nullptr) return Done::kError;
+    if (PyLong_Check(last.get()) && PyLong_AsUnsignedLongLong(last.get()) == reinterpret_cast<std::uintptr_t>(stream))
+      return Done::kYes;
+    return Object(PyObject_CallMethod(quick.graphs, "enter", nullptr)) != nullptr ? Done::kYes : Done::kError;
+  }
+#endif
+  static_cast<void>(quick), static_cast<void>(like);
+  return Done::kYes;
+}
+
+// The capsule of the graph for a call, or null; PyErr_Occurred() tells an error.
+Object find_replay(const Quick& quick, const Sizes& sizes, std::int64_t longest) {
+  Object bucket(PyObject_CallFunction(quick.bucket, "LLL", static_cast<long long>(sizes.count),
+                                      static_cast<long long>(sizes.batch), static_cast<long long>(longest)));
+  if (bucket == nullptr) return nullptr;
+  const Object key(Py_BuildValue("(OO())", quick.runner, bucket.get()));
+  if (key == nullptr) return nullptr;
+  PyObject* const found = PyDict_GetItemWithError(quick.replays, key.get());
+  if (found == nullptr) return nullptr;
+  if (Object(PyObject_CallMethod(quick.replays, "move_to_end", "(O)", key.get())) == nullptr) return nullptr;
+  Object replay(PyObject_GetAttrString(found, "quick"));
+  if (replay != nullptr && replay.get() == Py_None) replay.reset(PyObject_CallFunctionObjArgs(quick.load, found, nullptr));
+  if (replay == nullptr || replay.get() == Py_False) return nullptr;
+  return replay;
+}
+
+const Replay* replay_of(const Object& capsule) {
+  return capsule == nullptr ? nullptr : static_cast<const Replay*>(PyCapsule_GetPointer(capsule.get(), kReplay));
+}
+
+// Where the tokens are, and whether the weights are what they were: looked at while the device counts, as the results
+// are allocated, of the kinds that the last call's had.
+Done locate_tokens(Quick& quick, const Inputs& in, Sizes& sizes, std::int64_t& longest) {
+  Tokens& tokens = quick.tokens;
+  if (in.mask.shape[0] != sizes.batch || in.mask.shape[1] != sizes.length) return Done::kNo;
+  if (tokens.room > 0 && (tokens.mask.device != in.mask.device || tokens.mask.device_index != in.mask.device_index))
+    return Done::kNo;
+  tokens.mask = in.mask;
+  const Replay* const last = replay_of(quick.last);
   std::int64_t summary[4];
   int same = 1;
   Status allocated;
-  tokens->results.clear();
-  const Status status = locate(*tokens, summary, [&] {
-    same = weights_unchanged(args[4]);
-    if (replay != nullptr) allocated = make_results(replay->outputs, {batch, length, 0}, tokens->results);
+  tokens.results.clear();
+  const Status status = locate(tokens, summary, [&] {
+    same = weights_unchanged(quick.weights);
+    if (last != nullptr) allocated = make_results(last->outputs, sizes, tokens.results);
   });
-  if (same < 0) return nullptr;
-  if (!status.ok()) return raise(status);
-  if (!allocated.ok()) return raise(allocated);
-  if (same == 0) Py_RETURN_NONE;
-  return Py_BuildValue("(LLLL)", static_cast<long long>(summary[0]), static_cast<long long>(summary[1]),
-                       static_cast<long long>(summary[2]), static_cast<long long>(summary[3]));
+  if (same < 0) return Done::kError;
+  if (!status.ok()) return raise(status), Done::kError;
+  if (!allocated.ok()) return raise(allocated), Done::kError;
+  sizes.count = summary[0], longest = summary[1];
+  const bool refused = (summary[2] != 0 && quick.refuses_first != 0) || (summary[3] != 0 && quick.refuses_holes != 0);
+  return same != 0 && sizes.count > 0 && !refused ? Done::kYes : Done::kNo;
 }
+
+// Packs, replays and unpacks.
+Status run_graph(Tokens& tokens, const Replay& replay, const std::vector<TokenRows>& inputs, const Sizes& sizes,
+                 const TensorView& cu, std::vector<Held>& results, bool* launched) {
+  return on_stream(replay.cu_view, [&](void* stream) -> Status {
+    const TensorView rows = sizes.dense() ? TensorView{} : tokens.rows;
+    if (Status s = pack_tokens(inputs, rows, cu, sizes.count, replay.cu_view, replay.first_view, stream); !s.ok())
+      return s;
+    *launched = Object(PyObject_CallNoArgs(replay.launch)) != nullptr;
+    if (!*launched) return {};
+    if (results.size() != replay.outputs.size()) {
+      if (Status s = make_results(replay.outputs, sizes, results); !s.ok()) return s;
+    }
+    return fill_results(replay, sizes, tokens.where, results, stream);
+  });
+}
+
+Done replayed(Quick& quick, const Inputs& in, const std::vector<PyObject*>& values, std::vector<Object>& results) {
+  const Locked lock(quick);
+  if (!lock.held()) return Done::kError;
+  TensorView like;
+  if (read_tensor(in.tensors[0], "input", like) != Read::kOk) return no_or_error();
+  if (const Done done = enter(quick, like); done != Done::kYes) return done;
+
+  Sizes sizes = {in.sizes[1], in.sizes[2], in.sizes[1] * in.sizes[2]};
+  std::int64_t longest = sizes.length;
+  Object all_starts;
+  TensorView cu;
+  if (quick.mask >= 0) {
+    if (const Done done = locate_tokens(quick, in, sizes, longest); done != Done::kYes) return done;
+    cu = quick.tokens.cu;
+  } else {
+    all_starts.reset(PyObject_CallFunction(quick.starts, "LLO", static_cast<long long>(sizes.batch),
+                                           static_cast<long long>(sizes.length), quick.device));
+    if (all_starts == nullptr || read_tensor(all_starts.get(), "cu", cu) != Read::kOk) return no_or_error();
+  }
+  Object capsule = find_replay(quick, sizes, longest);
+  if (capsule == nullptr) return no_or_error();
+  const Replay* const replay = replay_of(capsule);
+  std::vector<TokenRows> inputs;
+  if (replay == nullptr || !views_of(values, *replay, sizes, inputs)) return no_or_error();
+
+  // With a mask they were looked at; else copied weights, which are there whatever happens to the model's, are looked
+  // at while the graph runs.
+  const bool later = quick.mask < 0 && weights_are_copies(quick.weights) == 1;
+  int same = quick.mask < 0 && !later ? weights_unchanged(quick.weights) : 1;
+  if (same < 1) return no_or_error();
+  std::vector<Held> made = std::move(quick.tokens.results);
+  quick.tokens.results.clear();
+  bool launched = true;
+  const Status status = run_graph(quick.tokens, *replay, inputs, sizes, cu, made, &launched);
+  if (!launched) return Done::kError;
+  if (!status.ok()) return raise(status), Done::kError;
+  if (later) same = weights_unchanged(quick.weights);
+  if (same < 1) return no_or_error();
+  for (Held& handle : made) {
+    results.emplace_back(tensor_from_handle(handle.release()));
+    if (results.back() == nullptr) return Done::kError;
+  }
+  quick.last = std::move(capsule);
+  const Object count(PyObject_GetAttrString(quick.graphs, "replayed"));
+  const Object next(count != nullptr ? PyLong_FromLongLong(PyLong_AsLongLong(count.get()) + 1) : nullptr);
+  if (next == nullptr || PyObject_SetAttrString(quick.graphs, "replayed", next.get()) != 0) return Done::kError;
+  return Done::kYes;
+}
+
+// A model's results, of its inputs and those of the graph.
+PyObject* final_results(const Quick& quick, const Inputs& in, const std::vector<Object>& unpacked) {
+  const Object everything = as_tuple(in.tensors, unpacked);
+  if (!PyTuple_Check(quick.after)) return called(quick.after, everything).release();
+  const Py_ssize_t n = PyTuple_Size(quick.after);
+  Object list(PyList_New(n));
+  for (Py_ssize_t i = 0; list != nullptr && i < n; ++i) {
+    PyObject* const item = PyTuple_GetItem(everything.get(), PyLong_AsSsize_t(PyTuple_GetItem(quick.after, i)));
+    PyList_SetItem(list.get(), i, borrowed(item).release());
+  }
+  return list.release();
+}
+
+}  // namespace
 
 // (what launches the graph, its inputs as a list of (tensor, whether it has a row a position), cu, first, its outputs
 // as a list of (tensor, whether it has a row a sequence)) → a capsule. All tensors are contiguous.
@@ -332,63 +545,37 @@ PyObject* replay_load(PyObject*, PyObject* const* args, Py_ssize_t n) {
   return capsule;
 }
 
-// (replay, tokens, cu, values, batch, length, count, weights) → a list of results; None where the weights are other
-// ones, NotImplemented where a value is not as the graph takes it. `cu` is of a batch without padding, or None for what
-// tokens_locate found last; `weights` None where they were looked at. One call of a model at a time.
-PyObject* replay_run(PyObject*, PyObject* const* args, Py_ssize_t n) {
-  if (!check_count("replay_run", n, 8)) return nullptr;
-  auto* const replay = static_cast<Replay*>(PyCapsule_GetPointer(args[0], kReplay));
-  if (replay == nullptr) return nullptr;
-  auto* const tokens = static_cast<Tokens*>(PyCapsule_GetPointer(args[1], kTokens));
-  if (tokens == nullptr) return nullptr;
-  const Sizes sizes = {PyLong_AsLongLong(args[4]), PyLong_AsLongLong(args[5]), PyLong_AsLongLong(args[6])};
-  if (PyErr_Occurred() != nullptr) return nullptr;
-  TensorView cu = tokens->cu;
-  if (args[2] != Py_None && read_tensor(args[2], "cu", cu) != Read::kOk) return nullptr;
-  std::vector<TokenRows> inputs;
-  inputs.reserve(replay->inputs.size());
-  if (!views_of(args[3], *replay, sizes, inputs)) {
-    if (PyErr_Occurred() != nullptr) return nullptr;
-    return not_implemented();
+// A tuple of what quick.py's Quick.of puts together, which it keeps → a capsule that is good for as long as that.
+PyObject* quick_load(PyObject*, PyObject* about) {
+  auto quick = std::make_unique<Quick>();
+  Quick& q = *quick;
+  if (PyArg_ParseTuple(about, "O!OOOOOOOOOOOOOOOLpp", &PyTuple_Type, &q.names, &q.runner, &q.graphs, &q.replays,
+                       &q.acquire, &q.release, &q.bucket, &q.starts, &q.device, &q.load, &q.weights, &q.before,
+                       &q.by_size, &q.known, &q.constants, &q.after, &q.mask, &q.refuses_first,
+                       &q.refuses_holes) == 0) {
+    return nullptr;
   }
-  // Copied weights are there whatever happens to the model's: they are looked at while the graph runs.
-  int same = 1;
-  const bool later = args[7] != Py_None && weights_are_copies(args[7]) == 1;
-  if (args[7] != Py_None && !later) same = weights_unchanged(args[7]);
-  if (same < 0) return nullptr;
-  if (same == 0) Py_RETURN_NONE;
+  PyObject* const capsule = PyCapsule_New(quick.get(), kQuick, &delete_quick);
+  if (capsule != nullptr) static_cast<void>(quick.release());
+  return capsule;
+}
 
-  std::vector<Held> results = std::move(tokens->results);
-  tokens->results.clear();
-  bool launched = true;
-  const Status status = on_stream(replay->cu_view, [&](void* stream) -> Status {
-    const TensorView rows = sizes.dense() ? TensorView{} : tokens->rows;
-    if (Status s = pack_tokens(inputs, rows, cu, sizes.count, replay->cu_view, replay->first_view, stream); !s.ok())
-      return s;
-    PyObject* const nothing_given = PyObject_CallObject(replay->launch, nullptr);
-    launched = nothing_given != nullptr;
-    if (!launched) return {};
-    Py_DECREF(nothing_given);
-    if (results.size() != replay->outputs.size()) {
-      if (Status s = make_results(replay->outputs, sizes, results); !s.ok()) return s;
-    }
-    return fill_results(*replay, sizes, tokens->where, results, stream);
-  });
-  if (!launched) return nullptr;
-  if (!status.ok()) return raise(status);
-  if (later) same = weights_unchanged(args[7]);
-  if (same < 0) return nullptr;
-  if (same == 0) Py_RETURN_NONE;
-  PyObject* const list = PyList_New(static_cast<Py_ssize_t>(results.size()));
-  for (std::size_t i = 0; list != nullptr && i < results.size(); ++i) {
-    PyObject* const tensor = tensor_from_handle(results[i].release());
-    if (tensor == nullptr) {
-      Py_DECREF(list);
-      return nullptr;
-    }
-    PyList_SetItem(list, static_cast<Py_ssize_t>(i), tensor);
-  }
-  return list;
+// (capsule, a call's arguments by name) → a list of results; None where it is not one for a graph that is there.
+PyObject* quick_run(PyObject*, PyObject* const* args, Py_ssize_t n) {
+  if (!check_count("quick_run", n, 2)) return nullptr;
+  auto* const quick = static_cast<Quick*>(PyCapsule_GetPointer(args[0], kQuick));
+  if (quick == nullptr) return nullptr;
+  if (!PyDict_Check(args[1])) return PyErr_SetString(PyExc_TypeError, "quick_run takes a dict of arguments"), nullptr;
+  const Object kept = borrowed(args[0]);  // whatever another thread lets go of while this one waits
+  Inputs in;
+  std::vector<Object> owned, results;
+  std::vector<PyObject*> values;
+  Done done = read_inputs(*quick, args[1], in);
+  if (done == Done::kYes && !read_values(*quick, in, owned, values)) done = Done::kError;
+  if (done == Done::kYes) done = replayed(*quick, in, values, results);
+  if (done == Done::kError) return nullptr;
+  if (done == Done::kNo) Py_RETURN_NONE;
+  return final_results(*quick, in, results);
 }
 
 }  // namespace strop::binding

@@ -38,6 +38,8 @@ MOST_PROGRAMS = 32  # of one model: sizes that are not batch or length make a pa
 MOST_KNOWN = 4096
 _SET_UP = ("programs", "known", "graphs_by_device", "eager", "lock", "parameters", "positional", "__signature__")
 _FIXED = (str, int, float, bool, type(None), torch.dtype, torch.device)  # arguments that are part of a call's pattern
+# Where any of these says so, a call is for the module's own code.
+_OUTSIDE = (torch._C._is_any_autocast_enabled, torch.compiler.is_compiling, torch._C._get_tracing_state)
 _CONFIG = ("_attn_implementation", "output_attentions", "output_hidden_states", "return_dict", "use_cache")
 
 
@@ -150,27 +152,14 @@ class Forward:
 
     def _look(self, given: Mapping[str, Any]) -> Any:
         """All that decides which program a call is for: two calls that look alike have the same. None: not known."""
-        looks = _C.call_look(given, Tensor)
-        if looks is None or torch._C._is_any_autocast_enabled():
-            return None
-        config = getattr(self.model, "config", None)
-        # Not config.__dict__: transformers has a __getattribute__ of its own, in Python.
-        options = object.__getattribute__(config, "__dict__") if config is not None else {}
-        return (
-            looks,
-            *[options.get(name) for name in _CONFIG],
-            registry.version(),
-            self.model.training,
-            torch.is_grad_enabled(),
-            torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None,
-        )
+        return _C.call_look(given, self.model, _CONFIG, registry.version(), _OUTSIDE)
 
     def _quickly(self, program: Program, given: Mapping[str, Any]) -> Any:
         """What a program's CUDA graph gives; None where there is none for such a call."""
         if program.quick is None or program.captured is None:
             return None
         try:
-            leaves = program.quick(given, self.dtype)
+            leaves = program.quick(given)
         except Stale:
             return None
         if leaves is None:

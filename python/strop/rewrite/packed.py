@@ -123,8 +123,6 @@ class Runner:
         self.before = as_inputs(ragged.before)
         self.has_sized = any(ragged.by_size)
         self.after = as_inputs(ragged.after)
-        inputs = len(names)
-        self.after_is_rows = self.after == list(range(inputs, inputs + len(ragged.rows)))
 
     def locate(self, tensors: list[Tensor]) -> Tokens | None:
         """Where a call's real tokens are; None where it needs the padded layout. `tensors` are the model's inputs."""
