@@ -414,7 +414,8 @@ Object find_replay(const Quick& quick, const Sizes& sizes, std::int64_t longest)
   if (found == nullptr) return nullptr;
   if (Object(PyObject_CallMethod(quick.replays, "move_to_end", "(O)", key.get())) == nullptr) return nullptr;
   Object replay(PyObject_GetAttrString(found, "quick"));
-  if (replay != nullptr && replay.get() == Py_None) replay.reset(PyObject_CallFunctionObjArgs(quick.load, found, nullptr));
+  if (replay != nullptr && replay.get() == Py_None)
+    replay.reset(PyObject_CallFunctionObjArgs(quick.load, found, nullptr));
   if (replay == nullptr || replay.get() == Py_False) return nullptr;
   return replay;
 }

@@ -108,12 +108,19 @@ class Forward:
     # ---- Calls ------------------------------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        look = self._look(kwargs) if not args else None
-        known = self.known.get(look) if look is not None else None
+        # Two calls that look alike are for the same program; None: not known.
+        look = None if args else _C.call_look(kwargs, self.model, _CONFIG, registry.version(), _OUTSIDE)
+        known = self.known.get(look)
         if known is not None:
-            results = self._quickly(known, kwargs)
-            if results is not None:
-                return results
+            captured = known.captured
+            if known.quick is not None and captured is not None:
+                try:
+                    leaves = known.quick.run(kwargs)
+                except Stale:
+                    leaves = None
+                if leaves is not None:
+                    known.calls += 1
+                    return captured.result_of(leaves)
             if known.weights is not None and known.weights.same():
                 return self._answer(known, kwargs, args, kwargs)
         given = self._named(args, kwargs)
@@ -149,23 +156,6 @@ class Forward:
                 self.known.clear()
             self.known[look] = program
         return self._answer(program, tensors, args, kwargs)
-
-    def _look(self, given: Mapping[str, Any]) -> Any:
-        """All that decides which program a call is for: two calls that look alike have the same. None: not known."""
-        return _C.call_look(given, self.model, _CONFIG, registry.version(), _OUTSIDE)
-
-    def _quickly(self, program: Program, given: Mapping[str, Any]) -> Any:
-        """What a program's CUDA graph gives; None where there is none for such a call."""
-        if program.quick is None or program.captured is None:
-            return None
-        try:
-            leaves = program.quick(given)
-        except Stale:
-            return None
-        if leaves is None:
-            return None
-        program.calls += 1
-        return program.captured.result_of(leaves)
 
     def _answer(self, program: Program, given: Mapping[str, Any], args: Any, kwargs: Any) -> Any:
         captured = program.captured

@@ -1,4 +1,4 @@
-"""A repeated call of a packed model: by the CUDA graph that is there for it, in C++ (bindings/torch/inference/replay.cc).
+"""A repeated call of a packed model, by the CUDA graph that is there for it: bindings/torch/inference/replay.cc.
 
 Everything else, such as a bucket that is met for the first time or weights that changed, is the Runner's
 (strop/rewrite/packed.py), which gives the same results.
@@ -6,7 +6,8 @@ Everything else, such as a bucket that is met for the first time or weights that
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,7 +57,10 @@ class Quick:
             ragged.wants_first,
             ragged.wants_whole,
         )
-        self.capsule = _C.quick_load(self.about)
+        # Of a call's arguments by name: its results; None where it is not one for a graph that is there.
+        self.run: Callable[[Mapping[str, Tensor]], Sequence[Any] | None] = functools.partial(
+            _C.quick_run, _C.quick_load(self.about)
+        )
 
     @classmethod
     def of(cls, runner: Runner | None, names: Sequence[str], weights: Weights) -> Quick | None:
@@ -66,10 +70,6 @@ class Quick:
         ragged = runner.ragged
         simple = all(map(_is_simple, ragged.packs)) and all(layout in (TOKENS, SEQUENCES) for layout in ragged.rows)
         return cls(runner, runner.graphs, names, weights) if simple else None
-
-    def __call__(self, given: Mapping[str, Tensor]) -> Sequence[Any] | None:
-        """A call's results; None where it is not one for a graph that is there."""
-        return _C.quick_run(self.capsule, given)
 
     def _load(self, found: Replay) -> Any:
         """What C++ needs of a graph; False where it does not take it."""

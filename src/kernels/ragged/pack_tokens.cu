@@ -3,19 +3,17 @@
 
 #include "base/device.h"
 #include "kernels/ragged/pack_tokens.cuh"
+#include "kernels/ragged/unit.h"
 
 namespace strop::ragged {
 namespace {
 
 constexpr std::int64_t kBlocksPerMultiprocessor = 16;
 
-// The most of which every row of x and out is a whole number, from a multiple of them on.
 int unit_bytes(const TokenPart& in) {
   const auto all = reinterpret_cast<std::uintptr_t>(in.x) | reinterpret_cast<std::uintptr_t>(in.out) |
                    static_cast<std::uintptr_t>(in.stride_row) | static_cast<std::uintptr_t>(in.row_bytes);
-  int unit = 16;
-  while (all % static_cast<std::uintptr_t>(unit) != 0) unit /= 2;
-  return unit;
+  return unit_dividing(all);
 }
 
 }  // namespace

@@ -4,21 +4,19 @@
 
 #include "base/device.h"
 #include "kernels/ragged/take_rows.cuh"
+#include "kernels/ragged/unit.h"
 
 namespace strop::ragged {
 namespace {
 
 using Kernel = void (*)(TakeArgs);
 
-// Bytes that are moved at once: the most of which every row of x and out is a whole number, from a multiple of them on.
 int unit_bytes(const TakeRows& p) {
   if (p.n > 1 && (p.x.stride != 1 || p.out.stride != 1)) return p.bytes;
   std::uintptr_t all = static_cast<std::uintptr_t>(p.n * p.bytes);
   for (const Rows& m : {p.x, p.out})
     all |= reinterpret_cast<std::uintptr_t>(m.data) | static_cast<std::uintptr_t>(m.stride_row * p.bytes);
-  int unit = 16;
-  while (all % static_cast<std::uintptr_t>(unit) != 0) unit /= 2;
-  return unit;
+  return unit_dividing(all);
 }
 
 }  // namespace
