@@ -376,8 +376,13 @@ Status TorchHost::linear(Call&, const Tensor& x, const Tensor& weight, const Ten
   AtenTensorHandle input = nullptr, output = nullptr, matrix = nullptr, row = nullptr;
   const auto constant = [&](const Tensor& t) { return t.block <= runtime::kConstantBlock; };
   const auto index = [](const Tensor& t) { return static_cast<std::size_t>(runtime::kConstantBlock - t.block); };
-  if (Status s = handles.borrowed(x, &input); !s.ok()) return s;
-  if (Status s = handles.borrowed(out, &output); !s.ok()) return s;
+  // cuBLASLt refuses a single row that does not step as a row of a matrix would.
+  const auto stepping = [](Tensor t) {
+    if (t.shape[0] == 1) t.strides[0] = t.shape[1];
+    return t;
+  };
+  if (Status s = handles.borrowed(stepping(x), &input); !s.ok()) return s;
+  if (Status s = handles.borrowed(stepping(out), &output); !s.ok()) return s;
   if (bias != nullptr) {
     if (constant(*bias) && runtime::same_layout(constants_.now[index(*bias)].tensor, *bias)) {
       row = aten(constants_.now[index(*bias)].handle);

@@ -23,7 +23,7 @@ from . import registry
 from .capture import TOLERANCE, brief, clean, close
 from .functional import make_functional
 from .patterns import operation, value_of
-from .plan import Plan, Stale, Unsupported
+from .plan import DEVICES, Plan, Stale, Unsupported
 from .registry import Outcome
 
 _log = logging.getLogger("strop.backend")
@@ -160,10 +160,10 @@ def _is_real(value: Any) -> bool:
 
 
 def _plan(module: fx.GraphModule) -> Plan | None:
-    """The graph's plan: on the CPU, where no result may be a view of an input or of another result."""
+    """The graph's plan; no result may be a view of an input or of another result."""
     values = [value_of(node) for node in module.graph.nodes if node.op == "placeholder"]
     tensors = [value for value in values if isinstance(value, Tensor)]
-    if any(value.device.type != "cpu" for value in tensors) or not tensors:
+    if any(value.device.type not in DEVICES for value in tensors) or not tensors:
         return None
     output = next(node for node in module.graph.nodes if node.op == "output")
     sources = [_memory_of(node) for node in output.args[0] if isinstance(node, fx.Node)]

@@ -25,6 +25,7 @@ from .devices import on_one_device
 from .graphs import Graphs, run_as_it_is
 from .merge import merge_linears
 from .patterns import value_of
+from .plan import DEVICES as PLAN_DEVICES
 from .plan import Plan, Stale
 from .quick import Quick
 from .ragged import Padded, split
@@ -380,9 +381,8 @@ def _plan(captured: Captured, answers: Answers) -> None:
 
 
 def _plans_run_on(captured: Captured) -> bool:
-    """Plans are for the CPU so far. On CUDA graphs are recorded node by node, and replayed without Python."""
     tensors = (value_of(node) for node in captured.module.graph.nodes if node.op == "placeholder")
-    return all(tensor.device.type == "cpu" for tensor in tensors)
+    return all(tensor.device.type in PLAN_DEVICES for tensor in tensors)
 
 
 def _packed(captured: Captured, answers: Answers) -> tuple[packed.Runner | None, str]:

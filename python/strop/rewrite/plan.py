@@ -11,7 +11,9 @@ from torch import Tensor, fx
 from .. import _C
 from .lower import Given, Lowered, Position, Unsupported, lower
 
-__all__ = ["Plan", "Stale", "Unsupported"]
+__all__ = ["DEVICES", "Plan", "Stale", "Unsupported"]
+
+DEVICES = ("cpu", "cuda")  # on which plans run
 
 
 class Stale(RuntimeError):
