@@ -175,6 +175,9 @@ def test_cuda_is_eager(name: str, graphs: bool, cuda: str) -> None:
             with torch.no_grad():
                 given, wanted = model(**inputs), eager(**inputs)
             assert worst(given, wanted, inputs.get("attention_mask")) <= 2e-5, (kind, batch, length)
+    programs = forward_of(model).programs.values()
+    assert all(p.captured is not None and p.captured.plan is not None for p in programs), "node by node in Python"
+    assert all("body" in p.packed.plans for p in programs if p.packed is not None), "node by node in Python"
     if graphs:
         assert " replays" in str(strop.report(model)) and "none any more" not in str(strop.report(model))
 
