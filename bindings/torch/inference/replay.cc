@@ -270,6 +270,7 @@ struct Quick {
   PyObject* known;      // what gives those
   PyObject* constants;  // capsule: what they are made of
   PyObject* after;      // numbers of inputs and results, or what computes the model's results
+  PyObject* dtype;      // of inputs that are floats; None: as they are given
   long long mask;       // the number of an input; -1: there is none
   int refuses_first, refuses_holes;
 
@@ -304,7 +305,8 @@ class Locked {
 };
 
 struct Inputs {
-  std::vector<PyObject*> tensors;  // borrowed from the call's arguments
+  std::vector<PyObject*> tensors;  // borrowed from the call's arguments, or from `converted`
+  std::vector<Object> converted;
   std::vector<std::int64_t> sizes;
   TensorView mask;
 };
@@ -315,11 +317,17 @@ Done no_or_error() { return PyErr_Occurred() != nullptr ? Done::kError : Done::k
 
 Done read_inputs(const Quick& quick, PyObject* given, Inputs& in) {
   for (Py_ssize_t i = 0; i < PyTuple_Size(quick.names); ++i) {
-    PyObject* const tensor = PyDict_GetItemWithError(given, PyTuple_GetItem(quick.names, i));
+    PyObject* tensor = PyDict_GetItemWithError(given, PyTuple_GetItem(quick.names, i));
     if (tensor == nullptr) return no_or_error();
     DLTensor t;
-    if (const Read read = read_dltensor(tensor, "input", t); read != Read::kOk)
-      return read == Read::kError ? Done::kError : Done::kNo;
+    Read read = read_dltensor(tensor, "input", t);
+    if (read == Read::kOk && quick.dtype != Py_None && (t.dtype.code == kDLFloat || t.dtype.code == kDLBfloat)) {
+      in.converted.emplace_back(PyObject_CallMethod(tensor, "to", "O", quick.dtype));
+      tensor = in.converted.back().get();
+      if (tensor == nullptr) return Done::kError;
+      read = read_dltensor(tensor, "input", t);
+    }
+    if (read != Read::kOk) return read == Read::kError ? Done::kError : Done::kNo;
     in.tensors.push_back(tensor);
     in.sizes.push_back(t.ndim);
     in.sizes.insert(in.sizes.end(), t.shape, t.shape + t.ndim);
@@ -550,9 +558,9 @@ PyObject* replay_load(PyObject*, PyObject* const* args, Py_ssize_t n) {
 PyObject* quick_load(PyObject*, PyObject* about) {
   auto quick = std::make_unique<Quick>();
   Quick& q = *quick;
-  if (PyArg_ParseTuple(about, "O!OOOOOOOOOOOOOOOLpp", &PyTuple_Type, &q.names, &q.runner, &q.graphs, &q.replays,
+  if (PyArg_ParseTuple(about, "O!OOOOOOOOOOOOOOOOLpp", &PyTuple_Type, &q.names, &q.runner, &q.graphs, &q.replays,
                        &q.acquire, &q.release, &q.bucket, &q.starts, &q.device, &q.load, &q.weights, &q.before,
-                       &q.by_size, &q.known, &q.constants, &q.after, &q.mask, &q.refuses_first,
+                       &q.by_size, &q.known, &q.constants, &q.after, &q.dtype, &q.mask, &q.refuses_first,
                        &q.refuses_holes) == 0) {
     return nullptr;
   }

@@ -363,7 +363,7 @@ class Forward:
         copied = self.dtype is not None
         program.weights = Weights(places if copied else captured.shared, copied)
         program.captured = captured
-        program.quick = Quick.of(program.packed, captured.names, program.weights)
+        program.quick = Quick.of(program.packed, captured.names, program.weights, self.dtype)
 
 
 def _plan(captured: Captured, answers: Answers) -> None:

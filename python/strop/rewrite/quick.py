@@ -31,7 +31,9 @@ def _is_simple(how: Pack) -> bool:
 class Quick:
     """The repeated calls of one program."""
 
-    def __init__(self, runner: Runner, graphs: Graphs, names: Sequence[str], weights: Weights) -> None:
+    def __init__(
+        self, runner: Runner, graphs: Graphs, names: Sequence[str], weights: Weights, dtype: torch.dtype | None
+    ) -> None:
         self.runner = runner
         ragged = runner.ragged
         self.constants = Weights(places_of(ragged.sized), contents=True)
@@ -53,6 +55,7 @@ class Quick:
             runner.known,
             self.constants.capsule,
             runner.run_after if runner.after is None else tuple(runner.after),
+            dtype,
             -1 if runner.mask is None else runner.mask,
             ragged.wants_first,
             ragged.wants_whole,
@@ -63,13 +66,15 @@ class Quick:
         )
 
     @classmethod
-    def of(cls, runner: Runner | None, names: Sequence[str], weights: Weights) -> Quick | None:
+    def of(
+        cls, runner: Runner | None, names: Sequence[str], weights: Weights, dtype: torch.dtype | None
+    ) -> Quick | None:
         """None where there are no graphs, or what they take or give is not simply rows."""
         if runner is None or runner.graphs is None:
             return None
         ragged = runner.ragged
         simple = all(map(_is_simple, ragged.packs)) and all(layout in (TOKENS, SEQUENCES) for layout in ragged.rows)
-        return cls(runner, runner.graphs, names, weights) if simple else None
+        return cls(runner, runner.graphs, names, weights, dtype) if simple else None
 
     def _load(self, found: Replay) -> Any:
         """What C++ needs of a graph; False where it does not take it."""
