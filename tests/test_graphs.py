@@ -104,17 +104,17 @@ def test_recorded_when_met_again(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_masks_of_floats_are_of_the_models_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     """A repeated call gives what the first one did, and in its dtype, whatever the mask's."""
 
-    class Pooled(nn.Module):
+    class Masked(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.body = make("BERT", "Model", 1)
 
         def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
             hidden = self.body(input_ids=input_ids, attention_mask=attention_mask)[0]
-            return hidden[:, 0] * attention_mask.sum(1, keepdim=True)
+            return hidden * attention_mask[..., None]
 
     graphs = pretend(monkeypatch, at_once=True)
-    model = strop.optimize_model(Pooled().eval(), dtype=torch.bfloat16)
+    model = strop.optimize_model(Masked().eval(), dtype=torch.bfloat16)
     g = generator("float masks")
     inputs = {n: t for n, t in tokens(3, 8, g, mask("right", 3, 8, g)).items() if n in ("input_ids", "attention_mask")}
     inputs["attention_mask"] = inputs["attention_mask"].float()
