@@ -14,10 +14,11 @@ export CCACHE_DIR ?= $(ROOT)/.cache/ccache
 export CCACHE_BASEDIR ?= $(ROOT)
 # Else MkDocs begins with a page on where it is going.
 export NO_MKDOCS_2_WARNING := 1
-# torch.compile compiles against Python's headers: those of .local where the system has none.
-GIVEN_CPATH := $(CPATH)
+# torch.compile compiles against Python's headers: those of .local where the system has none. Not by CPATH, whose headers
+# are taken for the project's own, so that their warnings are errors.
+GIVEN_CPLUS_INCLUDE_PATH := $(CPLUS_INCLUDE_PATH)
 LOCAL_HEADERS = $(shell ls -d $(ROOT)/.local/usr/include $(ROOT)/.local/usr/include/python3* 2>/dev/null)
-export CPATH = $(subst $() ,:,$(strip $(GIVEN_CPATH) $(LOCAL_HEADERS)))
+export CPLUS_INCLUDE_PATH = $(subst $() ,:,$(strip $(GIVEN_CPLUS_INCLUDE_PATH) $(LOCAL_HEADERS)))
 
 # Everything that the Python module is built from; its Python files are used where they lie.
 SOURCES := CMakeLists.txt CMakePresets.json pyproject.toml \

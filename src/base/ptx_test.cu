@@ -156,7 +156,9 @@ TEST_P(Ptx, LoadOnceAndStoreStreaming) {
     std::copy(in.begin(), in.end(), expected.begin() + kGuard);
     EXPECT_EQ(to.values(), expected) << size;
     if (size > 2) continue;
-    for (std::size_t i = 0; i < kElements; ++i) EXPECT_EQ(widened.values()[i], in[2 * i] | in[2 * i + 1] << 8);
+    for (std::size_t i = 0; i < kElements; ++i) {
+      EXPECT_EQ(widened.values()[i], static_cast<std::uint32_t>(in[2 * i] | in[2 * i + 1] << 8));
+    }
   }
 }
 
